@@ -1,0 +1,378 @@
+"""Typed configuration: YAML with the sections model, datasets, run and inference.
+
+Every wrong key, type and contradiction of a file is reported at once. Keys that users'
+files have and that nothing here needs are accepted with one line that says why.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import model_validator as check
+
+from affect.layouts import LAYOUTS
+from affect.schema import Modality
+from affect.store import FeatureSpec
+
+logger = logging.getLogger(__name__)
+
+FusionType = Literal["qformer", "attention", "mean"]
+Sampling = Literal["uniform", "headtail", "emotion_peak"]
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, one line a fault."""
+
+
+def _known_layout(name: str) -> str:
+    if name not in LAYOUTS:
+        raise ValueError(f"expected one of {', '.join(LAYOUTS)}")
+    return name
+
+
+def _unset(value: Any) -> Any:
+    """Users' templates write 'xxx' for 'fill me in'."""
+    return None if value in ("xxx", "xxx-xxx", "") else value
+
+
+LayoutName = Annotated[str, AfterValidator(_known_layout)]
+Unset = BeforeValidator(_unset)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=False, populate_by_name=True)
+
+
+class ModelConfig(_Section):
+    """The network: language model, LoRA, fusion, and the widths of the features it reads."""
+
+    arch: Literal["affectgpt"] = "affectgpt"
+    llama_model: str = "Qwen25"
+    """Name (see affect/weights.py), folder or hub id of a causal language model."""
+    ckpt: Annotated[str | None, Unset] = None
+    """Checkpoint folder whose weights training starts from (a run's own are resumed by themselves)."""
+    max_length: int = Field(1024, gt=0)
+    """Most tokens of a prompt, and of an answer."""
+    prompt_file: str | None = None
+    """YAML or JSON with other prompt wording than affect/data/prompts.yaml."""
+
+    lora_r: int = Field(16, gt=0)
+    lora_alpha: int = Field(32, gt=0)
+    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    frozen_llm: bool = False
+    """True leaves the LoRA weights as they start, too."""
+
+    multi_fusion_type: Literal["qformer", "attention"] = "qformer"
+    """Pre-fusion; attention reads two streams only (video and sound), qformer reads AU too."""
+    video_fusion_type: FusionType = "qformer"
+    audio_fusion_type: FusionType = "qformer"
+    au_fusion_type: FusionType = "qformer"
+    num_multi_query_token: int = Field(16, gt=0)
+    num_video_query_token: int = Field(1, gt=0)
+    num_audio_query_token: int = Field(1, gt=0)
+    num_au_query_token: int = Field(1, gt=0)
+    qformer_hidden_size: int = Field(768, gt=0)
+    qformer_layers: int = Field(2, gt=0)
+    qformer_heads: int = Field(12, gt=0)
+    qformer_intermediate_size: int = Field(3072, gt=0)
+
+    standardize_features: bool = False
+    """Features are standardised by the training set's mean and deviation and clamped at 4."""
+    normalize_tokens: bool = False
+    """Projected tokens are layer-normed and scaled to the deviation of the language model's embeddings."""
+
+    frozen_multi_Qformer: bool = False
+    frozen_video_Qformer: bool = False
+    frozen_audio_Qformer: bool = False
+    frozen_au_Qformer: bool = False
+    frozen_multi_llama_proj: bool = False
+    frozen_video_proj: bool = False
+    frozen_audio_proj: bool = False
+    frozen_au_proj: bool = False
+
+    preextracted_visual_dim: int = Field(768, gt=0)
+    preextracted_acoustic_dim: int = Field(1024, gt=0)
+    preextracted_au_dim: int = Field(512, gt=0)
+
+    @check(mode="after")
+    def _heads_divide_width(self) -> ModelConfig:
+        if self.qformer_hidden_size % self.qformer_heads:
+            raise ValueError(f"qformer_hidden_size {self.qformer_hidden_size} is no multiple of qformer_heads")
+        return self
+
+    def feature_dim(self, modality: Modality) -> int:
+        """Return the width of the features of one modality."""
+        if modality == Modality.AUDIO:
+            return self.preextracted_acoustic_dim
+        return self.preextracted_au_dim if modality == Modality.AU else self.preextracted_visual_dim
+
+
+class FeatureConfig(_Section):
+    """Where clips and their features are, and which encoders made them; shared by data sets and inference."""
+
+    frame_n_frms: int = Field(8, gt=0)
+    frame_sampling: Sampling = "uniform"
+    preextracted_root: str = "./preextracted_features"
+    visual_encoder: str = "CLIP_VIT_LARGE"
+    acoustic_encoder: str = "HUBERT_LARGE"
+    au_encoder: str = "CLIP_VITB32"
+    clips_per_video: int = Field(8, gt=0)
+    mer_factory_output: str | None = None
+    """Root of the AU JSON files: {root}/{Dataset}/{name}/{name}_au_analysis.json."""
+
+    def spec(self, modality: Modality, dim: int) -> FeatureSpec:
+        """Return which features of `modality` this section names."""
+        if modality == Modality.AUDIO:
+            return FeatureSpec(modality, self.acoustic_encoder, dim, self.clips_per_video)
+        if modality == Modality.AU:
+            return FeatureSpec(modality, self.au_encoder, dim)
+        if modality == Modality.FACE:
+            return FeatureSpec(modality, self.visual_encoder, dim)
+        return FeatureSpec(modality, self.visual_encoder, dim, self.frame_n_frms, self.frame_sampling)
+
+
+class DatasetConfig(FeatureConfig):
+    """One data set: its table, its features, what is asked of it."""
+
+    face_or_frame: LayoutName = "multiface_audio_face_frame_au_text"
+    label_type: Literal["description", "ovlabel", "hybird"] = "hybird"
+    """hybird (as users' files spell it) draws description or ovlabel, half and half."""
+    modality_dropout: float = Field(0.0, ge=0, lt=1)
+    """Chance that a stream is left out of a training sample, so that the model learns to do without it."""
+    csv_path: str | None = None
+    csv_column: str = "name"
+    subtitle_column: str = "subtitle"
+    label_column: str = "openset"
+    description_column: str = "reason"
+    split_column: str = "split"
+    """A table without this column counts as training and test data alike."""
+
+
+class RunConfig(_Section):
+    """How long, how fast and where to train."""
+
+    init_lr: float = Field(1e-4, gt=0)
+    min_lr: float = Field(0.0, ge=0)
+    warmup_lr: float | None = Field(None, ge=0)
+    """Rate of step 0; init_lr when not given."""
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    max_epoch: int = Field(30, gt=0)
+    iters_per_epoch: int = Field(1000, gt=0)
+    batch_size_train: int = Field(1, gt=0)
+    """Clips per step and process."""
+    gradient_accumulation_steps: int = Field(
+        1, gt=0, validation_alias=AliasChoices("gradient_accumulation_steps", "accum_grad_iters")
+    )
+    max_grad_norm: float | None = Field(None, gt=0)
+    seed: int = 42
+    num_workers: int = Field(4, ge=0)
+    amp: bool = False
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    output_dir: str | None = None
+    """Run folder; made from the name of the config file when not given."""
+    resume_ckpt_path: Annotated[str | None, Unset] = None
+    """Checkpoint folder to go on from; an unfinished run in the run folder goes on by itself."""
+    keep_checkpoints: int = Field(3, gt=0)
+    log_every: int = Field(50, gt=0)
+    visualize_training: bool = True
+
+    @check(mode="after")
+    def _rates_fit(self) -> RunConfig:
+        if self.min_lr > self.init_lr:
+            raise ValueError(f"min_lr {self.min_lr} is above init_lr {self.init_lr}")
+        if self.warmup_steps > self.total_steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} is more than the run's {self.total_steps} steps "
+                "(max_epoch x iters_per_epoch)"
+            )
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.max_epoch * self.iters_per_epoch
+
+
+class InferenceConfig(_Section):
+    """Which checkpoint answers, how it decodes, where the answers go.
+
+    Keys that data sets have too (layout, encoders, roots) override the data set's when given.
+    """
+
+    ckpt_root: Annotated[str | None, Unset] = None
+    """Folder of a run, or of many runs (then `ckpt_name` names one)."""
+    ckpt_name: Annotated[str | None, Unset] = None
+    test_epoch: Annotated[int | None, Unset] = None
+    """Epoch of the checkpoint; the last one when not given."""
+    base_root: str = "output/results"
+    split: str = "test"
+    batch_size: int = Field(8, gt=0, validation_alias=AliasChoices("batch_size", "batch_size_eval"))
+    max_new_tokens: int = Field(256, gt=0)
+    do_sample: bool = False
+    top_p: float = Field(0.9, gt=0, le=1)
+    temperature: float = Field(1.0, gt=0)
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+
+    face_or_frame: Annotated[LayoutName | None, Unset] = None
+    frame_n_frms: int | None = Field(None, gt=0)
+    frame_sampling: Sampling | None = None
+    preextracted_root: str | None = None
+    visual_encoder: str | None = None
+    acoustic_encoder: str | None = None
+    au_encoder: str | None = None
+    clips_per_video: int | None = Field(None, gt=0)
+    mer_factory_output: str | None = None
+
+    def override(self, dataset: DatasetConfig) -> DatasetConfig:
+        """Return the data set's section with what this section sets anew."""
+        shared = DatasetConfig.model_fields.keys() & InferenceConfig.model_fields.keys()
+        given = {key: getattr(self, key) for key in shared if getattr(self, key) is not None}
+        return dataset.model_copy(update=given)
+
+
+class Config(_Section):
+    """A whole file."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    datasets: dict[str, DatasetConfig] = Field(default_factory=dict)
+    run: RunConfig = Field(default_factory=RunConfig, validation_alias=AliasChoices("run", "run_cfg"))
+    inference: InferenceConfig = Field(default_factory=InferenceConfig)
+
+
+_PROCESSORS = "pictures and text are prepared by the encoder that makes the features"
+_NO_IMAGES = "no layout shows a single picture"
+_SEE_DATASETS = "the data set's section says it"
+_LAUNCHER = "torchrun says how many processes there are and where"
+NOT_NEEDED: dict[str, dict[str, str]] = {
+    "model": {
+        "model_type": "the language model's own folder says what it is",
+        "ckpt_2": "one checkpoint holds everything",
+        "vis_processor": _PROCESSORS,
+        "text_processor": _PROCESSORS,
+        "img_processor": _PROCESSORS,
+        "image_fusion_type": _NO_IMAGES,
+        "num_image_query_token": _NO_IMAGES,
+        "acoustic_encoder": _SEE_DATASETS,
+        "visual_encoder": _SEE_DATASETS,
+        "skip_encoders": "the model never holds encoders: it reads features",
+        "use_preextracted_features": "the model reads the same arrays wherever they come from",
+        "use_au_agent": "AU sentences are made once, by tools/extract_features.py",
+        "au_agent_base_model": "give it to tools/extract_features.py --au_maker",
+        "au_agent_lora_weights": "give it to tools/extract_features.py --au_adapter",
+        "au_agent_device": "give it to tools/extract_features.py --device",
+    },
+    "dataset": {
+        "data_type": "every data set is one of clips",
+        "use_preextracted_features": "the model reads the same arrays wherever they come from",
+    },
+    "run": {
+        "task": "there is one task",
+        "lr_sched": "linear warm-up then cosine is the schedule",
+        "evaluate": "inference.py evaluates",
+        "train_splits": "the split column of the table says it",
+        "batch_size_eval": "inference.batch_size says it",
+        "world_size": _LAUNCHER,
+        "dist_url": _LAUNCHER,
+        "distributed": _LAUNCHER,
+    },
+    "inference": {
+        "task": "there is one task",
+        "vis_processor": _PROCESSORS,
+        "text_processor": _PROCESSORS,
+        "img_processor": _PROCESSORS,
+        "use_preextracted_features": "the model reads the same arrays wherever they come from",
+        "use_au_clip_realtime": "AU features come from the store, or from the extractor that runs before",
+        "test_epochs": "run inference.py once for each test_epoch",
+        "skip_epoch": "run inference.py once for each test_epoch",
+        "gpu": "CUDA_VISIBLE_DEVICES chooses the GPU",
+    },
+}
+"""Section -> key that users' files have -> why nothing here needs it."""
+
+
+def load_config(path: str | Path, options: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML file, apply `section.key=value` options and return the typed configuration.
+
+    Raises ConfigError with every fault at once: file, key, what was found and expected.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected a YAML configuration") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected YAML, but it cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected sections model, datasets, run, inference; found {type(content).__name__}")
+    if "run_cfg" in content:
+        content["run"] = content.pop("run_cfg")
+    for option in options:
+        _apply_option(content, option)
+    return parse_config(content, str(path))
+
+
+def parse_config(content: dict[str, Any], where: str) -> Config:
+    """Return the typed configuration of a mapping; `where` names it in errors (raises ConfigError)."""
+    _drop_not_needed(content, where)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        faults = [_describe(fault, where) for fault in error.errors()]
+        raise ConfigError("\n".join(faults)) from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved configuration, every default included, as YAML."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _apply_option(content: dict[str, Any], option: str) -> None:
+    key, equals, value = option.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--options {option}: expected section.key=value, e.g. run.max_epoch=2")
+    *sections, last = key.split(".")
+    target = content
+    for section in ["run" if s == "run_cfg" else s for s in sections]:
+        if target.get(section) is None:
+            target[section] = {}
+        target = target[section]
+        if not isinstance(target, dict):
+            raise ConfigError(f"--options {option}: {section} is no section")
+    target[last] = yaml.safe_load(value)
+
+
+def _drop_not_needed(content: dict[str, Any], where: str) -> None:
+    sections = {name: content.get(name) for name in ("model", "run", "inference")}
+    sections |= {f"datasets.{name}": section for name, section in (content.get("datasets") or {}).items()}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            continue
+        reasons = NOT_NEEDED["dataset" if name.startswith("datasets.") else name]
+        for key in reasons.keys() & section.keys():
+            logger.info("%s: %s.%s is not needed: %s", where, name, key, reasons[key])
+            del section[key]
+
+
+def _describe(fault: Any, where: str) -> str:
+    keys = [str(part) for part in fault["loc"]]
+    key = ".".join(keys) or "file"
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(keys[:-1])
+        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+        return f"{where}: {key}: unknown key; {hint}"
+    message = fault["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(fault["input"], dict | BaseModel) else f", found {fault['input']!r}"
+    return f"{where}: {key}: {message[0].lower() + message[1:]}{found}"
+
+
+def _known_keys(section: list[str]) -> list[str]:
+    models = {"model": ModelConfig, "datasets": DatasetConfig, "run": RunConfig, "inference": InferenceConfig}
+    return list((models[section[0]] if section else Config).model_fields)

@@ -1,0 +1,144 @@
+"""From feature sequences to a few tokens of the language model's width.
+
+`Branch` reads one stream. `QFormerPreFusion` and `AttentionPreFusion` read several together:
+the pre-fusion of Lian et al., "AffectGPT", 2025 (arXiv:2501.16566), with action units beside
+face and sound. Rows that are masked out (padding, an absent stream) never count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from affect.config import ModelConfig
+from affect.models.qformer import QFormer
+
+POSITIONS = {"video": 32, "audio": 8, "au": 32}
+"""Rows of the position tables, as released checkpoints have them."""
+
+
+class FeatureNorm(nn.Module):
+    """Standardises features by the training set's mean and deviation and clamps them at 4 deviations."""
+
+    LIMIT = 4.0
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("deviation", torch.ones(dim))
+
+    def fit(self, rows: Tensor) -> None:
+        """Take mean and deviation from rows [N, D]; a constant column keeps deviation 1."""
+        deviation = rows.std(dim=0, correction=0)
+        self.mean.copy_(rows.mean(dim=0))
+        self.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features [B, T, D] standardised."""
+        return ((features - self.mean) / self.deviation).clamp(-self.LIMIT, self.LIMIT)
+
+
+class Positions(nn.Module):
+    """A learned vector for each step; sequences longer than the table share its rows evenly."""
+
+    def __init__(self, rows: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(rows, dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features [B, T, D] with their positions added."""
+        length, rows = features.shape[1], self.table.num_embeddings
+        steps = torch.arange(length, device=features.device)
+        return features + self.table(steps if length <= rows else steps * rows // length)
+
+
+def masked_mean(features: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean [B, D] of features [B, T, D] over the rows that the mask [B, T] keeps (0 where none)."""
+    kept = mask.unsqueeze(-1).to(features.dtype)
+    return (features * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+
+
+class Branch(nn.Module):
+    """One stream as `queries` tokens: by Q-Former, by a linear score a step without softmax, or by its mean."""
+
+    def __init__(self, kind: str, fusion_type: str, dim: int, queries: int, llm_dim: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.kind, self.fusion_type, self.queries = kind, fusion_type, queries
+        width = dim
+        if fusion_type == "qformer":
+            self.positions = Positions(POSITIONS[kind], dim)
+            self.qformer = QFormer(dim, queries, config)
+            width = config.qformer_hidden_size
+        elif fusion_type == "attention":
+            self.score = nn.Linear(dim, 1)
+        self.proj = nn.Linear(width, llm_dim)
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Return tokens [B, Q, E] for features [B, T, D] under a mask [B, T]."""
+        if self.fusion_type == "qformer":
+            return self.proj(self.qformer(self.positions(features), mask))
+        if self.fusion_type == "mean":
+            pooled = masked_mean(features, mask)
+        else:
+            weights = self.score(features).squeeze(-1)
+            if self.kind == "video":  # a single stored picture stands for itself, as released checkpoints expect
+                weights = torch.where(mask.sum(dim=1, keepdim=True) == 1, torch.ones_like(weights), weights)
+            pooled = (weights * mask).unsqueeze(1).matmul(features).squeeze(1)
+        return self.proj(pooled).unsqueeze(1).expand(-1, self.queries, -1)
+
+
+class QFormerPreFusion(nn.Module):
+    """Streams projected to one width, marked by position and stream, concatenated, read by learned queries."""
+
+    def __init__(self, dims: Mapping[str, int], queries: int, llm_dim: int, config: ModelConfig) -> None:
+        super().__init__()
+        width = max(dims.values())
+        self.projections = nn.ModuleDict({kind: nn.Linear(dim, width) for kind, dim in dims.items()})
+        self.positions = nn.ModuleDict({kind: Positions(POSITIONS[kind], width) for kind in dims})
+        marks = {kind: nn.Parameter(torch.zeros(width).normal_(std=0.02)) for kind in dims}
+        self.stream_marks = nn.ParameterDict(marks)
+        self.qformer = QFormer(width, queries, config)
+        self.proj = nn.Linear(config.qformer_hidden_size, llm_dim)
+
+    def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+        """Return tokens [B, Q, E] for kind -> features [B, T, D] under kind -> mask [B, T]."""
+        return self.proj(self.qformer(*self._together(features, masks)))
+
+    def attention_maps(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return kind -> what each query looked at [layers, B, heads, Q, T]; all kinds together sum to 1."""
+        maps = self.qformer.attention_maps(*self._together(features, masks))
+        lengths = [features[kind].shape[1] for kind in self.projections]
+        return dict(zip(self.projections, maps.split(lengths, dim=-1), strict=True))
+
+    def _together(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        marked = [
+            self.positions[kind](projection(features[kind])) + self.stream_marks[kind]
+            for kind, projection in self.projections.items()
+        ]
+        return torch.cat(marked, dim=1), torch.cat([masks[kind] for kind in self.projections], dim=1)
+
+
+class AttentionPreFusion(nn.Module):
+    """The means of video and sound, each weighted by a linear score without softmax, then added."""
+
+    def __init__(self, dims: Mapping[str, int], queries: int, llm_dim: int) -> None:
+        super().__init__()
+        self.queries = queries
+        width = max(dims.values())
+        self.projections = nn.ModuleDict({kind: nn.Linear(dim, width) for kind, dim in dims.items()})
+        self.mix = nn.Linear(width * len(dims), width)
+        self.score = nn.Linear(width, len(dims))
+        self.proj = nn.Linear(width, llm_dim)
+
+    def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+        """Return tokens [B, Q, E] for kind -> features [B, T, D] under kind -> mask [B, T]."""
+        means = []
+        for kind, projection in self.projections.items():
+            present = masks[kind].any(dim=1, keepdim=True)
+            means.append(projection(masked_mean(features[kind], masks[kind])) * present)
+        stacked = torch.stack(means, dim=1)
+        weights = self.score(self.mix(torch.cat(means, dim=1)))
+        fused = (weights.unsqueeze(-1) * stacked).sum(dim=1)
+        return self.proj(fused).unsqueeze(1).expand(-1, self.queries, -1)

@@ -1,0 +1,106 @@
+"""The words that every other module speaks: modality, clip, sample, batch, placeholder token."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # this floor imports no torch
+    import numpy as np
+    from torch import Tensor
+
+
+class Modality(StrEnum):
+    """One stream of a clip; the value is the word used in file names, YAML and prompts."""
+
+    AUDIO = "audio"
+    FRAME = "frame"
+    FACE = "face"
+    MULTI = "multi"
+    AU = "au"
+
+
+STORED_MODALITIES = (Modality.FRAME, Modality.FACE, Modality.AUDIO, Modality.AU)
+"""Modalities that have arrays on disk; MULTI is made by the model from the others."""
+
+PLACEHOLDERS: dict[Modality, str] = {
+    Modality.AUDIO: "<AudioHere>",
+    Modality.FRAME: "<FrameHere>",
+    Modality.FACE: "<FaceHere>",
+    Modality.MULTI: "<MultiHere>",
+    Modality.AU: "<AUHere>",
+}
+"""Prompt token whose embedding the model replaces by a fused token of that modality."""
+
+SPECIAL_TOKENS = (
+    "<ImageHere>",  # this and <NonverbalHere> are unused, but released checkpoints count them
+    "<AudioHere>",
+    "<FrameHere>",
+    "<FaceHere>",
+    "<MultiHere>",
+    "<NonverbalHere>",
+    "<AUHere>",
+)
+"""Tokens added to every tokenizer, in this order (released checkpoints depend on the first six)."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One utterance of one person: what the tables say of it, before any feature is read."""
+
+    name: str
+    dataset: str
+    subtitle: str = ""
+    labels: tuple[str, ...] = ()
+    """Open-vocabulary emotion words, most important first."""
+    description: str = ""
+    """Reasoning text that ends in the emotion."""
+    valence: float | None = None
+    split: str = ""
+
+
+@dataclass
+class Sample:
+    """A clip with its features and, for training, the question and answer drawn for it."""
+
+    clip: Clip
+    features: dict[Modality, np.ndarray]
+    """Modality -> [T, D]; T is 0 where the clip has none of that modality (no face, no sound)."""
+    prompt: str
+    answer: str = ""
+
+
+@dataclass
+class Batch:
+    """Padded samples: prompts first, answers after them, features under masks."""
+
+    names: list[str]
+    input_ids: Tensor
+    """[B, L] token ids with placeholder tokens in place."""
+    attention_mask: Tensor
+    """[B, L], 1 for tokens to attend to."""
+    labels: Tensor
+    """[B, L] token ids of the answer, -100 elsewhere."""
+    features: dict[Modality, Tensor]
+    """Modality -> [B, T, D], padded with zeros."""
+    masks: dict[Modality, Tensor]
+    """Modality -> [B, T] bool, False for padding and for absent modalities."""
+    prompts: list[str] = field(default_factory=list)
+
+
+_SAFE_NAME = re.compile(r"[^\x00-\x1f/\\]+")
+
+
+def check_name(name: str, what: str = "clip name") -> str:
+    """Return `name` if it may become one path component.
+
+    Raises ValueError for an empty name, `.`/`..`, path separators and control characters.
+    """
+    if not isinstance(name, str) or name in {"", ".", ".."} or not _SAFE_NAME.fullmatch(name):
+        raise ValueError(
+            f"{what} {name!r} cannot be used as a file name: expected a non-empty name "
+            "without '/', '\\' or control characters; rename it in the table it comes from"
+        )
+    return name

@@ -1,0 +1,1 @@
+"""Training by iterations: schedule, loop, checkpoints, curves."""

@@ -1,0 +1,208 @@
+"""Checkpoints: a folder with weights (safetensors), the LoRA adapter (PEFT), optimizer, curves and plain JSON.
+
+{run}/checkpoint_{epoch:06d}_loss_{mean loss:.3f}/
+    fusion.safetensors   branches, pre-fusion and feature statistics
+    adapter/             the LoRA adapter, as PEFT reads it
+    optimizer.pt         tensors only, read with weights_only
+    curves.npz           every step's rate and loss so far
+    state.json           epoch, step, mean loss
+    config.yaml          the resolved configuration
+A folder is written under another name and renamed when complete, so a half-written one is never read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from affect.config import Config, parse_config, save_config
+from affect.models.affectgpt import AffectGPT
+from affect.train.visualizer import TrainingVisualizer
+
+_NAME = re.compile(r"checkpoint_(\d{6})_loss_(-?\d+\.\d{3})")
+_PASSING_KEYS = frozenset(
+    ["device", "keep_checkpoints", "log_every", "num_workers", "output_dir", "resume_ckpt_path", "visualize_training"]
+)
+"""Keys of the run section that may change when a run goes on."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run is."""
+
+    epoch: int
+    """Epochs completed."""
+    step: int
+    """Iterations completed."""
+    loss: float
+    """Mean loss of the last epoch."""
+    finished: bool
+
+
+def save_checkpoint(
+    run_folder: Path,
+    model: AffectGPT,
+    optimizer_state: dict[str, Any],
+    curves: TrainingVisualizer,
+    state: TrainState,
+    config: Config,
+) -> Path:
+    """Write a checkpoint whole or not at all, drop all but the last `run.keep_checkpoints`, return its folder."""
+    folder = run_folder / f"checkpoint_{state.epoch:06d}_loss_{state.loss:.3f}"
+    temporary = run_folder / f".{folder.name}.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    fusion = {name: value.detach().cpu().contiguous() for name, value in model.fusion_state().items()}
+    save_file(fusion, temporary / "fusion.safetensors")
+    model.llm.save_pretrained(temporary / "adapter")
+    torch.save(optimizer_state, temporary / "optimizer.pt")
+    curves.save_data(temporary / "curves.npz")
+    save_config(config, temporary / "config.yaml")
+    (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    for old in list_checkpoints(run_folder)[: -config.run.keep_checkpoints]:
+        shutil.rmtree(old)
+    return folder
+
+
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """Return the checkpoint folders of a run, oldest first."""
+    if not run_folder.is_dir():
+        return []
+    return sorted(path for path in run_folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def find_checkpoint(root: str | Path, name: str | None = None, epoch: int | None = None) -> Path:
+    """Return one checkpoint below `root`: a checkpoint folder itself, a run's folder, or a folder of runs.
+
+    name: run to take below `root` (default: the newest run that has a checkpoint); epoch: which of
+    its checkpoints (default: the last). Raises ValueError saying what was found when there is none.
+    """
+    root = Path(root) / name if name else Path(root)
+    if _NAME.fullmatch(root.name) and root.is_dir():
+        return root
+    runs = sorted((path for path in root.iterdir() if list_checkpoints(path)), key=_newest) if root.is_dir() else []
+    checkpoints = list_checkpoints(root) or (list_checkpoints(runs[-1]) if runs else [])
+    if not checkpoints:
+        raise ValueError(f"{root}: expected a checkpoint folder, a run or a folder of runs; found no checkpoint there")
+    if epoch is None:
+        return checkpoints[-1]
+    for checkpoint in checkpoints:
+        if read_state(checkpoint).epoch == epoch:
+            return checkpoint
+    epochs = ", ".join(str(read_state(checkpoint).epoch) for checkpoint in checkpoints)
+    raise ValueError(f"{checkpoints[0].parent}: expected a checkpoint of epoch {epoch}, found epochs {epochs}")
+
+
+def _newest(run: Path) -> float:
+    return list_checkpoints(run)[-1].stat().st_mtime
+
+
+def read_state(checkpoint: Path) -> TrainState:
+    """Return where the run was at a checkpoint (raises ValueError when state.json is not readable)."""
+    try:
+        return TrainState(**json.loads((checkpoint / "state.json").read_text()))
+    except (OSError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{checkpoint / 'state.json'}: expected epoch, step, loss and finished ({error})") from None
+
+
+def read_config(checkpoint: Path) -> Config:
+    """Return the configuration that a checkpoint was trained with."""
+    path = checkpoint / "config.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: expected the configuration of the checkpoint ({error})") from None
+    return parse_config(content, str(path))
+
+
+def load_weights(checkpoint: Path, model: AffectGPT) -> None:
+    """Load fusion weights and LoRA adapter into a model of the same shape.
+
+    Raises ValueError naming the first weights that do not fit.
+    """
+    fusion = _read_weights(checkpoint / "fusion.safetensors")
+    _require_same(fusion, model.fusion_state(), checkpoint / "fusion.safetensors")
+    adapter = _read_weights(checkpoint / "adapter" / "adapter_model.safetensors")
+    _require_same(adapter, get_peft_model_state_dict(model.llm), checkpoint / "adapter")
+    model.load_state_dict(fusion, strict=False)
+    set_peft_model_state_dict(model.llm, adapter)
+
+
+def load_optimizer(checkpoint: Path) -> dict[str, Any]:
+    """Return the optimizer state of a checkpoint, on the CPU."""
+    return torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+
+
+def run_folder(config: Config, cfg_path: str | Path) -> tuple[Path, Path | None]:
+    """Return the folder of a run and the checkpoint that it goes on from, if any.
+
+    `run.output_dir`, or output/{cfg}/{cfg}_{YYYYmmddHHMM}; an unfinished run there with the same
+    configuration goes on, a finished or different one is left alone. Raises ValueError when
+    `run.output_dir` holds a run of another configuration.
+    """
+    asked = Path(config.run.resume_ckpt_path) if config.run.resume_ckpt_path else None
+    name = Path(cfg_path).stem
+    if config.run.output_dir:
+        folder = Path(config.run.output_dir)
+        last = (list_checkpoints(folder) or [None])[-1]
+        if last is not None and asked is None:
+            differing = _differences(config, read_config(last))
+            if differing:
+                raise ValueError(
+                    f"{folder} holds a run with other settings ({', '.join(differing)}); "
+                    "give another run.output_dir, or remove that folder"
+                )
+        return folder, asked or last
+    root = Path("output") / name
+    for folder in sorted(root.glob(f"{name}_*"), reverse=True):
+        last = (list_checkpoints(folder) or [None])[-1]
+        if asked is None and last and not read_state(last).finished and not _differences(config, read_config(last)):
+            return folder, last
+    return root / f"{name}_{datetime.now():%Y%m%d%H%M}", asked
+
+
+def _differences(config: Config, other: Config) -> list[str]:
+    """Return the keys in which two configurations of a training run differ."""
+    here, there = ({**c.model_dump(exclude={"inference"})} for c in (config, other))
+    keys = []
+    for section in here:
+        names = sorted(here[section].keys() | there[section].keys())
+        for key in names:
+            passing = section == "run" and key in _PASSING_KEYS
+            if not passing and here[section].get(key) != there[section].get(key):
+                keys.append(f"{section}.{key}")
+    return keys
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: expected weights of a checkpoint, but they cannot be read ({error})") from None
+
+
+def _require_same(found: dict[str, Tensor], expected: dict[str, Tensor], where: Path) -> None:
+    faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    faults += [f"{name} is not in the model" for name in sorted(found.keys() - expected.keys())]
+    faults += [
+        f"{name} is {list(found[name].shape)}, expected {list(expected[name].shape)}"
+        for name in sorted(found.keys() & expected.keys())
+        if found[name].shape != expected[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise ValueError(f"{where}: the checkpoint does not fit the config: {faults[0]}{more}; use its own config.yaml")

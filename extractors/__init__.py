@@ -1,0 +1,1 @@
+"""Offline stages: raw clip -> AU JSON -> AU sentences -> feature arrays."""

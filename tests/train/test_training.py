@@ -1,0 +1,152 @@
+"""Training through the script: what is written, and that a killed run goes on as if it had not been."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+import train
+from affect.config import save_config
+from affect.data.dataset import open_datasets
+from affect.infer import load_answerer
+from affect.train.checkpoint import find_checkpoint, list_checkpoints, load_weights, read_config, read_state
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(config, tmp_path, *options):
+    save_config(config, tmp_path / "toy.yaml")
+    train.main(["--cfg-path", str(tmp_path / "toy.yaml"), *(["--options", *options] if options else [])])
+    return Path(config.run.output_dir)
+
+
+def losses(checkpoint):
+    return np.load(checkpoint / "curves.npz")["losses"]
+
+
+def test_a_run_leaves_checkpoints_curves_and_its_configuration(tiny_world, tmp_path):
+    tiny_world.run.visualize_training = True
+    tiny_world.run.keep_checkpoints = 2
+    folder = run(tiny_world, tmp_path)
+    kept = list_checkpoints(folder)
+    assert [read_state(c).epoch for c in kept] == [2, 3]
+    assert read_state(kept[-1]).finished
+    assert {p.name for p in kept[-1].iterdir()} >= {"fusion.safetensors", "adapter", "optimizer.pt", "state.json"}
+    assert (kept[-1] / "adapter" / "adapter_config.json").is_file()
+    assert read_config(kept[-1]) == tiny_world
+    assert (folder / "training_curves" / "training_curves_epoch3.png").is_file()
+    assert len(losses(kept[-1])) == 12
+
+
+def test_a_killed_run_goes_on_to_the_same_losses_and_weights(tiny_world, tmp_path):
+    """SIGKILL after an epoch's checkpoint; the same command again gives what an unbroken run gives, bit for bit."""
+    whole = find_checkpoint(run(tiny_world, tmp_path))
+    tiny_world.run.output_dir = str(tmp_path / "broken")
+    save_config(tiny_world, tmp_path / "toy.yaml")
+    command = [sys.executable, str(ROOT / "train.py"), "--cfg-path", str(tmp_path / "toy.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    for line in process.stdout:
+        if line.startswith("epoch 1 done"):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert not read_state(find_checkpoint(tmp_path / "broken")).finished
+    finished = find_checkpoint(run(tiny_world, tmp_path))
+    np.testing.assert_array_equal(losses(finished), losses(whole))
+    for part in ("fusion.safetensors", "adapter/adapter_model.safetensors"):
+        ours, theirs = load_file(finished / part), load_file(whole / part)
+        assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_a_finished_run_is_left_alone(tiny_world, tmp_path):
+    folder = run(tiny_world, tmp_path)
+    before = find_checkpoint(folder).stat().st_mtime_ns
+    run(tiny_world, tmp_path)
+    assert find_checkpoint(folder).stat().st_mtime_ns == before
+
+
+def test_another_configuration_is_not_mixed_into_a_run(tiny_world, tmp_path):
+    run(tiny_world, tmp_path)
+    with pytest.raises(ValueError, match=r"other settings \(run\.seed\).*output_dir"):
+        run(tiny_world, tmp_path, "run.seed=9")
+
+
+def test_without_an_output_dir_runs_are_named_after_config_and_time(tiny_world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_world.run.output_dir = None
+    tiny_world.run.max_epoch = 1
+    save_config(tiny_world, tmp_path / "toy.yaml")
+    train.main(["--cfg-path", "toy.yaml"])
+    (folder,) = (tmp_path / "output" / "toy").iterdir()
+    assert folder.name.startswith("toy_20")
+    assert find_checkpoint(tmp_path / "output" / "toy").parent.samefile(folder)
+
+
+def test_training_lowers_the_loss(tiny_world, tmp_path):
+    tiny_world.run.max_epoch, tiny_world.run.iters_per_epoch, tiny_world.run.init_lr = 2, 30, 5e-3
+    values = losses(find_checkpoint(run(tiny_world, tmp_path)))
+    assert values[-5:].mean() < 0.97 * values[:5].mean()
+
+
+def test_accumulation_sees_the_batches_that_a_large_batch_sees(tiny_world, tmp_path):
+    tiny_world.run.max_epoch, tiny_world.model.lora_dropout = 1, 0.0
+    tiny_world.run.gradient_accumulation_steps = 2
+    tiny_world.run.iters_per_epoch = 3  # the odd one out steps too, at the end of the epoch
+    checkpoint = find_checkpoint(run(tiny_world, tmp_path))
+    assert len(losses(checkpoint)) == 3
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(tiny_world, tmp_path):
+    checkpoint = find_checkpoint(run(tiny_world, tmp_path))
+    tiny_world.model.num_multi_query_token = 5
+    with pytest.raises(ValueError, match=r"does not fit the config: fusion\.qformer\.query_tokens is \[1, 4, 16\]"):
+        load_answerer(tiny_world, checkpoint, "multiface_audio_face_frame_au_text")
+
+
+def test_weights_survive_the_checkpoint(tiny_world, tmp_path):
+    checkpoint = find_checkpoint(run(tiny_world, tmp_path))
+    answerer = load_answerer(tiny_world, checkpoint, "multiface_audio_face_frame_au_text")
+    stored = load_file(checkpoint / "fusion.safetensors")
+    assert all((answerer.model.state_dict()[name] == value).all() for name, value in stored.items())
+    assert stored["norms.audio.deviation"].ne(1).any()  # statistics of the training set came along
+    (checkpoint / "fusion.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_weights(checkpoint, answerer.model)
+
+
+def test_answers_name_the_streams_they_rest_on(tiny_world, tmp_path):
+    checkpoint = find_checkpoint(run(tiny_world, tmp_path))
+    answerer = load_answerer(tiny_world, checkpoint, "multiface_audio_face_frame_au_text")
+    (dataset,) = open_datasets(tiny_world, "train")
+    answers = {answer.name: answer for answer in answerer.answer_dataset(dataset)}
+    assert answers["c3"].missing == ["face", "au"]
+    assert answers["c3"].streams == ["multi", "audio", "frame"]
+    assert answers["c0"].missing == []
+    with pytest.raises(ValueError, match="expected a layout like those it was trained on"):
+        tiny_world.datasets["toy"].face_or_frame = "audioonly"
+        load_answerer(tiny_world, checkpoint, "faceonly")
+
+
+def test_a_loss_that_is_not_finite_names_the_clips_and_keeps_the_checkpoint(tiny_world, tmp_path, monkeypatch):
+    tiny_world.run.init_lr = 1e30
+    tiny_world.run.min_lr = 1e30
+    with pytest.raises(FloatingPointError, match=r"the loss is .* on clips c\d"):
+        run(tiny_world, tmp_path)
+
+
+def test_two_processes_train_one_model(tiny_world, tmp_path):
+    save_config(tiny_world, tmp_path / "toy.yaml")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    command = [*launcher, str(ROOT / "train.py"), "--cfg-path", str(tmp_path / "toy.yaml")]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert read_state(find_checkpoint(tmp_path / "run")).finished
+    assert done.stdout.count("epoch 3 done") == 1  # one process writes
