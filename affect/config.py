@@ -212,6 +212,8 @@ class InferenceConfig(_Section):
     """Epoch of the checkpoint; the last one when not given."""
     base_root: str = "output/results"
     split: str = "test"
+    without: list[Modality] = Field(default_factory=list)
+    """Streams to leave out, as if no clip had them: shows what the answers rest on."""
     batch_size: int = Field(8, gt=0, validation_alias=AliasChoices("batch_size", "batch_size_eval"))
     max_new_tokens: int = Field(256, gt=0)
     do_sample: bool = False
@@ -330,7 +332,9 @@ def parse_config(content: dict[str, Any], where: str) -> Config:
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved configuration, every default included, as YAML."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def _apply_option(content: dict[str, Any], option: str) -> None:

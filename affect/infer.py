@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from affect.au_json import AuAnalysis
 from affect.config import Config, InferenceConfig
 from affect.data.collate import Collator
 from affect.data.dataset import ClipDataset, make_sample, query_tokens
@@ -38,7 +39,7 @@ class Answer:
     """Streams that the layout knows and the clip does not have."""
     subtitle: str = ""
     action_units: dict[str, float] = field(default_factory=dict)
-    """Highest intensity (0 to 5) of each action unit over the described frames, where AU JSON is known."""
+    """Highest intensity (0 to 5) of each action unit over the clip, where its AU analysis is known."""
     labels: list[str] = field(default_factory=list)
     """True labels, where the table has them."""
 
@@ -61,6 +62,8 @@ class Answerer:
         self, clips: Sequence[Clip], features: Sequence[dict[Modality, np.ndarray]], kind: str = REASONING
     ) -> list[Answer]:
         """Answer one batch of clips, each with stream -> [T, D] (T is 0 where it has none)."""
+        without = self.config.inference.without
+        features = [{s: x[:0] if s in without else x for s, x in arrays.items()} for arrays in features]
         tokens = query_tokens(self.config.model)
         samples = [
             make_sample(clip, arrays, self.layout, self.prompts, kind, tokens)
@@ -106,11 +109,23 @@ def inference_device(inference: InferenceConfig) -> torch.device:
     return torch.device("cuda" if on_gpu else "cpu")
 
 
-def append_answer(path: Path, answer: Answer) -> None:
-    """Add one answer to a file of JSON lines."""
+def with_action_units(answer: Answer, analysis: AuAnalysis) -> Answer:
+    """Return an answer with the highest intensity of each action unit over the clip, strongest first."""
+    highest: dict[str, float] = {}
+    for frame in analysis.per_frame_au_descriptions:
+        for column, intensity in frame.get("active_aus", {}).items():
+            unit = column.removesuffix("_r")
+            highest[unit] = max(intensity, highest.get(unit, 0.0))
+    ordered = dict(sorted(highest.items(), key=lambda item: -item[1]))
+    return replace(answer, action_units=ordered)
+
+
+def write_answers(path: Path, answers: Sequence[Answer], append: bool = False) -> Path:
+    """Write answers as JSON lines and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+    with path.open("a" if append else "w", encoding="utf-8") as handle:
+        handle.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+    return path
 
 
 def _answer(clip: Clip, features: dict[Modality, np.ndarray], layout: str, question: str, text: str) -> Answer:

@@ -1,0 +1,261 @@
+"""Encoders that need no weights: frequency-domain pictures, prosody statistics, hashed n-grams.
+
+They let the whole chain run on a machine without weights and network. Each is a classic
+descriptor with fixed constants, so that the same input gives the same numbers everywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import zlib
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import cv2
+import librosa
+import numpy as np
+from scipy.fft import dctn
+
+from extractors.audio import SAMPLE_RATE
+
+_SIDE = 48
+_HOP = 320  # 20 ms
+_WINDOW = 1024  # 64 ms: four periods of the lowest pitch
+_LOWEST_PITCH, _HIGHEST_PITCH = 65.0, 500.0
+_FLOOR_DB = -80.0
+_WORD = re.compile(r"\w+(?:'\w+)?")
+
+
+class DctEncoder:
+    """Low frequencies of the gray picture's 2-D cosine transform, after Hafed & Levine (IJCV 2001).
+
+    The picture is shrunk to 48 x 48 and brought to mean 0 and variance 1. Coefficients are
+    weighted by their frequency, since amplitudes in natural pictures fall as 1/f (Field 1987).
+    """
+
+    name = "DCT"
+    dim = 128
+
+    def __init__(self) -> None:
+        frequency = np.hypot(*np.mgrid[:_SIDE, :_SIDE])
+        self._lowest = np.argsort(frequency, axis=None, kind="stable")[1 : self.dim + 1]  # 0 is the mean, always 0
+        self._weights = frequency.ravel()[self._lowest] / _SIDE
+
+    def provenance(self) -> dict[str, Any]:
+        """Return how the features are made, as plain JSON values."""
+        return {
+            "family": "embedded",
+            "weights": "",
+            "layer": f"{self.dim} lowest frequencies without the mean, times frequency",
+            "pooling": "none",
+            "preprocessing": f"gray, {_SIDE} x {_SIDE}, mean 0, variance 1",
+            "versions": {"opencv": cv2.__version__, "scipy": version("scipy")},
+        }
+
+    def __call__(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return [T, 128] for each item of RGB frames uint8 [T, H, W, 3]."""
+        return [self._encode(frames) for frames in items]
+
+    def _encode(self, frames: np.ndarray) -> np.ndarray:
+        if len(frames) == 0:
+            return np.zeros((0, self.dim), np.float32)
+        small = [cv2.resize(_gray(frame), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA) for frame in frames]
+        pictures = np.stack(small).astype(np.float64)
+        pictures -= pictures.mean(axis=(1, 2), keepdims=True)
+        pictures /= pictures.std(axis=(1, 2), keepdims=True) + 1.0  # a flat picture stays near 0
+        spectrum = dctn(pictures, axes=(1, 2), norm="ortho").reshape(len(frames), -1)
+        return (spectrum[:, self._lowest] * self._weights).astype(np.float32)
+
+
+class ProsodyEncoder:
+    """Statistics of pitch, loudness, voice quality and spectrum of each sound clip.
+
+    The choice follows the minimalistic acoustic parameter set for affect (Eyben et al., GeMAPS,
+    IEEE TAC 2016), computed by librosa: pitch by YIN (de Cheveigné & Kawahara 2002). Silence
+    gives finite numbers: 0 pitch, loudness at -80 dB.
+    """
+
+    name = "PROSODY"
+    dim = 64
+
+    def provenance(self) -> dict[str, Any]:
+        """Return how the features are made, as plain JSON values."""
+        return {
+            "family": "embedded",
+            "weights": "",
+            "layer": "pitch, loudness, voice quality, spectrum, 12 MFCC",
+            "pooling": "statistics over each clip",
+            "preprocessing": f"{SAMPLE_RATE} Hz, windows of {_WINDOW} every {_HOP} samples",
+            "versions": {"librosa": version("librosa"), "numpy": version("numpy")},
+        }
+
+    def __call__(self, items: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+        """Return [C, 64] for each item of sound clips float32 [C, N] at 16 kHz; [0, 64] for None, no sound."""
+        return [self._encode(clips) for clips in items]
+
+    def _encode(self, clips: np.ndarray | None) -> np.ndarray:
+        if clips is None or len(clips) == 0:
+            return np.zeros((0, self.dim), np.float32)
+        # a sound of one clip's length is the same clip eight times
+        rows: dict[bytes, int] = {}
+        order = [rows.setdefault(clip.tobytes(), len(rows)) for clip in clips]
+        distinct = np.stack([clips[order.index(row)] for row in range(len(rows))])
+        return _prosody(distinct).astype(np.float32)[order]
+
+
+class HashedNgramEncoder:
+    """Words and word pairs hashed with a sign into 512 bins, rows of length 1 (Weinberger et al., ICML 2009)."""
+
+    name = "HASHED_NGRAMS"
+    dim = 512
+
+    def provenance(self) -> dict[str, Any]:
+        """Return how the features are made, as plain JSON values."""
+        return {
+            "family": "embedded",
+            "weights": "",
+            "layer": "words and word pairs, CRC-32 into bin and sign",
+            "pooling": "sum, then length 1",
+            "preprocessing": "lower case, words only, marks at both ends",
+            "versions": {"numpy": version("numpy")},
+        }
+
+    def __call__(self, items: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Return [N, 512] for each list of N texts."""
+        return [np.stack([self._row(text) for text in texts]) if texts else self._none() for texts in items]
+
+    def _none(self) -> np.ndarray:
+        return np.zeros((0, self.dim), np.float32)
+
+    def _row(self, text: str) -> np.ndarray:
+        # the marks leave something to hash in a text without words
+        words = ["<", *_WORD.findall(text.lower()), ">"]
+        row = np.zeros(self.dim, np.float32)
+        for gram in (*words[1:-1], *(f"{a} {b}" for a, b in itertools.pairwise(words))):
+            code = zlib.crc32(gram.encode())
+            row[code % self.dim] += 1.0 if code >> 31 else -1.0
+        if not row.any():  # every bin cancelled out
+            row[zlib.crc32(text.encode()) % self.dim] = 1.0
+        return row / np.linalg.norm(row)
+
+
+def _gray(frame: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
+
+
+def _prosody(clips: np.ndarray) -> np.ndarray:
+    """Return [C, 64] statistics of clips [C, N]."""
+    spectrum = np.abs(librosa.stft(clips, n_fft=_WINDOW, hop_length=_HOP))  # [C, bins, F], frames 20 ms apart
+    rms = librosa.feature.rms(S=spectrum, frame_length=_WINDOW)[:, 0]
+    loudness = 20 * np.log10(np.maximum(rms, 10 ** (_FLOOR_DB / 20))) - _FLOOR_DB  # [C, F] dB above the floor
+    audible = (loudness > 15) & (loudness > loudness.max(axis=1, keepdims=True) - 30)
+    pitch, periodicity = _pitch(clips)
+    voiced = audible & (periodicity > 0.5)
+    # frames x 19: what is averaged over the audible frames, each brought to the order of 1
+    qualities = np.concatenate([periodicity[:, None], _quality(clips, spectrum), _timbre(spectrum)], axis=1)
+    return np.stack(
+        [
+            np.concatenate(
+                [
+                    _contour(np.log2(pitch[c] / 100), voiced[c]),
+                    _contour(loudness[c] / 20, audible[c]),
+                    _timing(voiced[c]),
+                    _timing(audible[c]),
+                    *_moments(qualities[c], audible[c]),
+                ]
+            )
+            for c in range(len(clips))
+        ]
+    )
+
+
+def _pitch(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return pitch in Hz and periodicity -1..1 of each frame, both [C, F]."""
+    pitch = librosa.yin(
+        clips, fmin=_LOWEST_PITCH, fmax=_HIGHEST_PITCH, sr=SAMPLE_RATE, frame_length=_WINDOW, hop_length=_HOP
+    )
+    centred = np.pad(clips, ((0, 0), (_WINDOW // 2, _WINDOW // 2)))
+    frames = librosa.util.frame(centred, frame_length=_WINDOW, hop_length=_HOP)  # [C, window, F]
+    lag = np.rint(SAMPLE_RATE / pitch).astype(int)[:, None]
+    span = np.arange(_WINDOW - int(SAMPLE_RATE / _LOWEST_PITCH) - 1)
+    now, later = frames[:, span], np.take_along_axis(frames, span[:, None] + lag, axis=1)
+    power = np.sqrt((now**2).sum(axis=1) * (later**2).sum(axis=1))
+    return pitch, (now * later).sum(axis=1) / (power + 1e-9)
+
+
+def _quality(clips: np.ndarray, spectrum: np.ndarray) -> np.ndarray:
+    """Return [C, 6, F]: centroid and roll-off (kHz / 4), flatness, zero crossings, alpha ratio, flux."""
+    power = spectrum**2
+    hertz = librosa.fft_frequencies(sr=SAMPLE_RATE, n_fft=_WINDOW)
+    low = power[:, (hertz >= 50) & (hertz < 1000)].sum(axis=1)
+    high = power[:, (hertz >= 1000) & (hertz < 5000)].sum(axis=1)
+    shape = spectrum / (spectrum.sum(axis=1, keepdims=True) + 1e-9)
+    flux = np.abs(np.diff(shape, axis=2, prepend=shape[:, :, :1])).sum(axis=1)
+    return np.stack(
+        [
+            librosa.feature.spectral_centroid(S=spectrum, sr=SAMPLE_RATE)[:, 0] / 4000,
+            librosa.feature.spectral_rolloff(S=spectrum, sr=SAMPLE_RATE)[:, 0] / 4000,
+            np.log10(librosa.feature.spectral_flatness(S=spectrum)[:, 0]) / 3,
+            librosa.feature.zero_crossing_rate(clips, frame_length=_WINDOW, hop_length=_HOP)[:, 0] * 4,
+            np.clip(np.log10((low + 1e-9) / (high + 1e-9)), -3, 3),
+            flux,
+        ],
+        axis=1,
+    )
+
+
+def _timbre(spectrum: np.ndarray) -> np.ndarray:
+    """Return MFCC 1..12 of each frame, [C, 12, F]; 0 is the loudness, which is counted elsewhere."""
+    mel = _mel_filters() @ spectrum**2
+    return librosa.feature.mfcc(S=librosa.power_to_db(mel, top_db=None), n_mfcc=13)[:, 1:] / 50
+
+
+@functools.cache
+def _mel_filters() -> np.ndarray:
+    return librosa.filters.mel(sr=SAMPLE_RATE, n_fft=_WINDOW, n_mels=40)
+
+
+def _contour(track: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return 9 statistics of a track [F] where the mask holds; zeros where that is less than two frames.
+
+    Mean, deviation, 10th, 50th and 90th percentile, slope per second, mean step between
+    neighbours (jitter, shimmer), deviation of the steps, end minus beginning.
+    """
+    if mask.sum() < 2:
+        return np.zeros(9)
+    values = track[mask]
+    seconds = np.flatnonzero(mask) * _HOP / SAMPLE_RATE
+    slope = np.cov(seconds, values, bias=True)[0, 1] / seconds.var()
+    steps = np.diff(track)[mask[1:] & mask[:-1]]
+    third = max(1, len(values) // 3)
+    return np.array(
+        [
+            values.mean(),
+            values.std(),
+            *np.percentile(values, [10, 50, 90]),
+            slope,
+            np.abs(steps).mean() if len(steps) else 0.0,
+            steps.std() if len(steps) else 0.0,
+            values[-third:].mean() - values[:third].mean(),
+        ]
+    )
+
+
+def _timing(mask: np.ndarray) -> np.ndarray:
+    """Return 4 numbers of a mask [F]: share, runs per second / 4, longest run and longest gap in seconds."""
+    edges = np.flatnonzero(np.diff(mask.astype(int), prepend=1 - int(mask[0]), append=1 - int(mask[-1])))
+    lengths = np.diff(edges) * _HOP / SAMPLE_RATE  # runs and gaps take turns
+    runs, gaps = (lengths[0::2], lengths[1::2]) if mask[0] else (lengths[1::2], lengths[0::2])
+    seconds = len(mask) * _HOP / SAMPLE_RATE
+    return np.array([mask.mean(), len(runs) / seconds / 4, runs.max(initial=0), gaps.max(initial=0)])
+
+
+def _moments(tracks: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return means [K] and deviations [K] of tracks [K, F] where the mask holds; zeros where it never does."""
+    if not mask.any():
+        return np.zeros(len(tracks)), np.zeros(len(tracks))
+    values = tracks[:, mask]
+    return values.mean(axis=1), values.std(axis=1)

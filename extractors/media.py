@@ -1,0 +1,142 @@
+"""One clip, decoded once for every stream that wants it: frames, face crops and sound."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from affect.schema import Modality, check_name
+from extractors.audio import load_audio, sound_clips
+from extractors.faces import FaceFinder, build_face_finder, find_faces, load_face_array
+from extractors.video import frame_indices, read_video
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".mpg", ".mpeg", ".webm", ".wmv", ".flv", ".m4v")
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".ogg")
+FACE_FRAMES = 8
+"""Frames that faces are looked for in, whatever the number of scene frames."""
+
+
+@dataclass(frozen=True)
+class MediaTask:
+    """What to decode of one clip."""
+
+    name: str
+    video: Path | None
+    audio: Path | None
+    """Sound file, or the video itself."""
+    streams: tuple[Modality, ...]
+    face_root: Path | None = None
+    frame_count: int = 8
+    sampling: str = "uniform"
+    au_info: Mapping[str, Any] | None = None
+    """Peaks of the clip, for emotion_peak sampling."""
+    face_finder: str = "auto"
+    clips_per_video: int = 8
+
+
+@dataclass
+class Media:
+    """A decoded clip; a stream that failed is in `errors` and None."""
+
+    frames: np.ndarray | None = None
+    """uint8 RGB [T, H, W, 3]."""
+    faces: np.ndarray | None = None
+    """uint8 [K, S, S, 3]; K is 0 for a clip without a face."""
+    sound: np.ndarray | None = None
+    """float32 [clips, samples] at 16 kHz; None for a clip without sound."""
+    reader: str = ""
+    """Library that read the video."""
+    seconds: float = 0.0
+    errors: dict[Modality, str] = field(default_factory=dict)
+
+    @classmethod
+    def failed(cls, task: MediaTask, reason: str) -> Media:
+        """Return a clip of which every stream failed for one reason."""
+        return cls(errors=dict.fromkeys(task.streams, reason))
+
+
+def find_video(root: Path | None, name: str) -> Path | None:
+    """Return the video of a clip under any known suffix, or None."""
+    return _find(root, name, VIDEO_SUFFIXES)
+
+
+def find_audio(root: Path | None, name: str) -> Path | None:
+    """Return the sound file of a clip under any known suffix, or None."""
+    return _find(root, name, AUDIO_SUFFIXES)
+
+
+def list_videos(root: Path) -> list[str]:
+    """Return the names of all clips in a folder (raises ValueError when there are none)."""
+    names = (
+        sorted(path.stem for path in root.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES) if root.is_dir() else []
+    )
+    if not names:
+        raise ValueError(f"{root}: expected a folder with videos ({', '.join(VIDEO_SUFFIXES)}), found none")
+    return names
+
+
+def load_media(task: MediaTask) -> Media:
+    """Decode what a task asks for; what fails is in `errors`, the other streams are there."""
+    start = time.monotonic()
+    media = Media()
+    video = None
+    for stream in task.streams:
+        try:
+            if stream == Modality.AUDIO:
+                media.sound = _sound(task)
+                continue
+            if stream == Modality.FACE and task.face_root:
+                media.faces = _uniform(load_face_array(task.face_root, task.name))
+                continue
+            if video is None:
+                if task.video is None:
+                    raise FileNotFoundError(
+                        f"clip {task.name!r} has no video: expected a file of that name in --video_root"
+                    )
+                video = read_video(task.video)
+            if stream == Modality.FRAME:
+                indices = frame_indices(video.num_frames, task.frame_count, task.sampling, task.au_info)
+                media.frames = video.frames(indices)
+            else:
+                indices = frame_indices(video.num_frames, FACE_FRAMES, "uniform")
+                media.faces = find_faces(video.frames(indices), _finder(task.face_finder)).crops
+            media.reader = video.reader
+        except (ValueError, OSError, RuntimeError) as error:
+            media.errors[stream] = str(error)
+    media.seconds = time.monotonic() - start
+    return media
+
+
+def _sound(task: MediaTask) -> np.ndarray | None:
+    if task.audio is None:
+        raise FileNotFoundError(
+            f"clip {task.name!r} has no sound: expected a file of that name in --audio_root or --video_root"
+        )
+    wave = load_audio(task.audio)
+    return None if wave is None else sound_clips(wave, task.clips_per_video)
+
+
+def _uniform(faces: np.ndarray) -> np.ndarray:
+    return faces[frame_indices(len(faces), FACE_FRAMES, "uniform")] if len(faces) else faces
+
+
+@cache
+def _finder(name: str) -> FaceFinder:
+    """One detector a process: building it costs more than using it."""
+    return build_face_finder(name)
+
+
+def _find(root: Path | None, name: str, suffixes: tuple[str, ...]) -> Path | None:
+    check_name(name)
+    for suffix in suffixes if root else ():
+        for spelling in (suffix, suffix.upper()):
+            path = root / f"{name}{spelling}"
+            if path.is_file():
+                return path
+    return None

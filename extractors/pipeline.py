@@ -1,0 +1,393 @@
+"""The driver of the offline stages: raw clips -> AU JSON -> AU sentences -> feature arrays.
+
+What is there already is not made again. One bad clip never stops the others: it goes to the
+failure table with the stage and the reason. Decoding runs in worker processes under a time
+limit, because video libraries can hang in native code.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pebble import ProcessExpired, ProcessPool
+from rich.progress import track
+
+from affect.au_json import (
+    AuAnalysis,
+    au_json_path,
+    find_au_json,
+    read_au_json,
+    require_sentences,
+    sentences,
+    write_au_json,
+)
+from affect.files import atomic_write
+from affect.schema import Modality, check_name
+from affect.store import FeatureError, FeatureSpec, FeatureStore
+from extractors.encoders import Encoder
+from extractors.media import Media, MediaTask, find_audio, find_video, load_media
+from extractors.openface import analyse_openface, run_openface
+from extractors.video import frame_indices
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("au_json", "au_text", "features")
+ENCODER_BATCH = 16
+"""Clips that go through an encoder together."""
+CLIP_TABLE, FAILURE_TABLE = "clips.csv", "failures.csv"
+CLIP_ERRORS = (ValueError, OSError, RuntimeError)
+"""What a bad clip may raise; anything else is a fault of the program and stops it."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the raw material of the clips is; every folder holds files named after the clips."""
+
+    video_root: Path | None = None
+    audio_root: Path | None = None
+    face_root: Path | None = None
+    openface_root: Path | None = None
+    """Folder of OpenFace tables {name}.csv."""
+    openface_executable: str | None = None
+    openface_args: tuple[str, ...] = ()
+    au_root: Path | None = None
+    """Folder of AU JSON files (MER-Factory's output folder)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to make, from where, to where."""
+
+    dataset: str
+    names: Sequence[str]
+    sources: Sources
+    store: FeatureStore
+    specs: dict[Modality, FeatureSpec]
+    """Streams to extract -> their features; empty when no features are asked for."""
+    stages: tuple[str, ...] = STAGES
+    sampling: str = "uniform"
+    frame_count: int = 8
+    face_finder: str = "auto"
+    workers: int = 2
+    time_limit: float = 60.0
+    """Seconds that decoding one clip may take."""
+    overwrite: bool = False
+
+
+@dataclass
+class ClipReport:
+    """What became of one clip."""
+
+    name: str
+    made: list[str] = field(default_factory=list)
+    faceless: bool = False
+    reader: str = ""
+    seconds: float = 0.0
+
+
+@dataclass
+class RunReport:
+    """What became of all clips."""
+
+    clips: dict[str, ClipReport]
+    failures: list[tuple[str, str, str]] = field(default_factory=list)
+    """Clip, stage, reason."""
+
+    def fail(self, name: str, stage: str, reason: object) -> None:
+        """Note a failure; it also shows at once in the log."""
+        reason = " ".join(str(reason).split())
+        self.failures.append((name, stage, reason))
+        logger.warning("%s: %s failed: %s", name, stage, reason)
+
+
+Describe = Callable[[AuAnalysis, Sequence[int]], AuAnalysis]
+"""A maker of AU sentences for some frames of a clip."""
+
+
+def run(plan: Plan, describe: Describe, encoders: Callable[[Modality], Encoder]) -> RunReport:
+    """Carry out a plan and write its tables of clips and failures beside the features.
+
+    describe: maker of AU sentences; encoders: stream -> its encoder, asked for only when there is work.
+    """
+    report = RunReport({name: ClipReport(name) for name in plan.names})
+    plan = replace(plan, names=[name for name in plan.names if _is_usable(name, report)])
+    analyses = _au_stages(plan, describe, report) if _wants_au(plan) else {}
+    if "features" in plan.stages:
+        if Modality.AU in plan.specs:
+            _au_features(plan, analyses, encoders, report)
+        _media_features(plan, analyses, encoders, report)
+    _write_tables(plan, report)
+    return report
+
+
+def analyse_clip(sources: Sources, dataset: str, name: str, video: Path | None, overwrite: bool = False) -> AuAnalysis:
+    """Return the AU analysis of a clip: its AU JSON, else its OpenFace table, else by running OpenFace.
+
+    A new analysis is written as AU JSON when `sources.au_root` is given. Raises FileNotFoundError when
+    there is nothing to go by.
+    """
+    if sources.au_root and not overwrite:
+        try:
+            return read_au_json(find_au_json(sources.au_root, dataset, name))
+        except FileNotFoundError:
+            pass
+    table = sources.openface_root / f"{check_name(name)}.csv" if sources.openface_root else None
+    if table is None or not table.is_file():
+        if sources.openface_executable is None or video is None:
+            raise FileNotFoundError(
+                f"clip {name!r} has no AU JSON and no OpenFace table (expected {table or 'a folder of tables'}); "
+                "give --openface_root, or --openface_executable (or OPENFACE_EXECUTABLE) to measure it"
+            )
+        folder = sources.openface_root or (sources.au_root or Path("output")) / "openface"
+        table = run_openface(video, folder, sources.openface_executable, sources.openface_args)
+    analysis = analyse_openface(table, source_path=video or table)
+    if sources.au_root:
+        write_au_json(analysis, au_json_path(sources.au_root, dataset, name))
+    return analysis
+
+
+def extract_clip(
+    video: Path,
+    audio: Path | None,
+    openface_csv: Path | None,
+    sources: Sources,
+    specs: dict[Modality, FeatureSpec],
+    describe: Describe,
+    encoders: Callable[[Modality], Encoder],
+    time_limit: float = 120.0,
+) -> tuple[dict[Modality, np.ndarray], AuAnalysis | None]:
+    """Return stream -> [T, D] of one clip, as the stages would store them, and its AU analysis.
+
+    Without a table and without OpenFace the clip has no AU rows. Raises ValueError when the video
+    cannot be read.
+    """
+    analysis = None
+    if openface_csv:
+        analysis = analyse_openface(openface_csv, source_path=video)
+    elif sources.openface_executable:
+        with tempfile.TemporaryDirectory() as folder:
+            table = run_openface(video, folder, sources.openface_executable, sources.openface_args)
+            analysis = analyse_openface(table, source_path=video)
+    frame = specs.get(Modality.FRAME)
+    sampling, count = (frame.sampling, frame.count) if frame else ("uniform", 8)
+    texts: list[str] = []
+    if analysis and not analysis.faceless:
+        total = len(analysis.per_frame_au_descriptions)
+        analysis = describe(analysis, frame_indices(total, count, sampling, analysis.au_info))
+        texts = sentences(analysis)
+    task = MediaTask(
+        name=video.stem,
+        video=video,
+        audio=audio or video,
+        streams=tuple(stream for stream in specs if stream != Modality.AU),
+        frame_count=count,
+        sampling=sampling,
+        au_info=analysis.au_info if analysis else None,
+    )
+    ((_, media),) = decode_all([task], workers=1, time_limit=time_limit)
+    if media.errors:
+        raise ValueError("; ".join(dict.fromkeys(media.errors.values())))
+    items = {stream: texts if stream == Modality.AU else encoder_input(media, stream) for stream in specs}
+    return {stream: encoders(stream)([item])[0] for stream, item in items.items()}, analysis
+
+
+def decode_all(tasks: Iterable[MediaTask], workers: int, time_limit: float) -> Iterator[tuple[MediaTask, Media]]:
+    """Decode clips in worker processes, in order; a worker that hangs or dies costs its clip only.
+
+    At most a few clips per worker are held, however many there are.
+    """
+    with ProcessPool(max_workers=workers, max_tasks=500, context=multiprocessing.get_context("spawn")) as pool:
+        waiting: deque = deque()
+
+        def oldest() -> tuple[MediaTask, Media]:
+            task, future = waiting.popleft()
+            try:
+                return task, future.result()
+            except FutureTimeoutError:
+                reason = f"decoding took longer than {time_limit:g} s; re-encode the clip or raise --time_limit"
+            except ProcessExpired as error:
+                reason = f"decoding ended its process ({error}); re-encode the clip"
+            return task, Media.failed(task, reason)
+
+        for task in tasks:
+            waiting.append((task, pool.schedule(load_media, args=[task], timeout=time_limit)))
+            if len(waiting) >= 3 * workers:
+                yield oldest()
+        while waiting:
+            yield oldest()
+
+
+def encoder_input(media: Media, stream: Modality) -> np.ndarray | None:
+    """Return what the encoder of a stream takes from a decoded clip."""
+    return {Modality.FRAME: media.frames, Modality.FACE: media.faces, Modality.AUDIO: media.sound}[stream]
+
+
+def _is_usable(name: str, report: RunReport) -> bool:
+    try:
+        check_name(name)
+    except ValueError as error:
+        report.fail(name, "name", error)
+        return False
+    return True
+
+
+def _wants_au(plan: Plan) -> bool:
+    return Modality.AU in plan.specs or plan.sampling == "emotion_peak" or "features" not in plan.stages
+
+
+def _au_stages(plan: Plan, describe: Describe, report: RunReport) -> dict[str, AuAnalysis]:
+    """Measure and describe what is not yet; return the analyses that are usable."""
+    analyses = {}
+    for name in track(plan.names, "action units", disable=len(plan.names) < 20):
+        start = time.monotonic()
+        stage = "au_json"
+        try:
+            video = find_video(plan.sources.video_root, name)
+            remake = plan.overwrite and "au_json" in plan.stages
+            analysis = analyse_clip(plan.sources, plan.dataset, name, video, remake)
+            stage = "au_text"
+            undescribed = not (analysis.summary_description or analysis.fine_grained_descriptions)
+            if "au_text" in plan.stages and (undescribed or plan.overwrite) and not analysis.faceless:
+                total = len(analysis.per_frame_au_descriptions)
+                indices = frame_indices(total, plan.frame_count, plan.sampling, analysis.au_info)
+                analysis = describe(analysis, indices)
+                if plan.sources.au_root:
+                    write_au_json(analysis, au_json_path(plan.sources.au_root, plan.dataset, name))
+                report.clips[name].made.append("au_text")
+            analyses[name] = analysis
+            report.clips[name].faceless = analysis.faceless
+        except CLIP_ERRORS as error:
+            report.fail(name, stage, error)
+        report.clips[name].seconds += time.monotonic() - start
+    return analyses
+
+
+def _au_features(
+    plan: Plan, analyses: dict[str, AuAnalysis], encoders: Callable[[Modality], Encoder], report: RunReport
+) -> None:
+    spec = plan.specs[Modality.AU]
+    names = _to_make(plan, spec, analyses)
+    for chunk in _chunks(names, ENCODER_BATCH):
+        texts, kept = [], []
+        for name in chunk:
+            try:
+                path = au_json_path(plan.sources.au_root or "", plan.dataset, name)
+                texts.append(require_sentences(analyses[name], path))
+                kept.append(name)
+            except CLIP_ERRORS as error:
+                report.fail(name, "au_text", error)
+        _encode_and_write(plan, spec, encoders(Modality.AU), kept, texts, report)
+
+
+def _media_features(
+    plan: Plan, analyses: dict[str, AuAnalysis], encoders: Callable[[Modality], Encoder], report: RunReport
+) -> None:
+    streams = [stream for stream in plan.specs if stream != Modality.AU]
+    wanted: dict[str, list[Modality]] = {}
+    for stream in streams:
+        for name in _to_make(plan, plan.specs[stream], plan.names):
+            wanted.setdefault(name, []).append(stream)
+    if not wanted:
+        return
+    tasks = (_media_task(plan, name, streams, analyses.get(name)) for name, streams in wanted.items())
+    decoded = decode_all(tasks, plan.workers, plan.time_limit)
+    progress = track(decoded, "features", total=len(wanted), disable=len(wanted) < 20)
+    for chunk in _chunks(progress, ENCODER_BATCH):
+        for task, media in chunk:
+            clip = report.clips[task.name]
+            clip.reader = media.reader
+            clip.seconds += media.seconds
+            for stream, reason in media.errors.items():
+                report.fail(task.name, stream, reason)
+        for stream in streams:
+            ready = [(t.name, m) for t, m in chunk if stream in t.streams and stream not in m.errors]
+            names, items = [name for name, _ in ready], [encoder_input(m, stream) for _, m in ready]
+            _encode_and_write(plan, plan.specs[stream], encoders(stream), names, items, report)
+
+
+def _media_task(plan: Plan, name: str, streams: Sequence[Modality], analysis: AuAnalysis | None) -> MediaTask:
+    video = find_video(plan.sources.video_root, name)
+    return MediaTask(
+        name=name,
+        video=video,
+        audio=find_audio(plan.sources.audio_root, name) or video,
+        face_root=plan.sources.face_root,
+        streams=tuple(streams),
+        frame_count=plan.frame_count,
+        sampling=plan.sampling,
+        au_info=analysis.au_info if analysis else None,
+        face_finder=plan.face_finder,
+    )
+
+
+def _to_make(plan: Plan, spec: FeatureSpec, names: Iterable[str]) -> list[str]:
+    return [name for name in names if plan.overwrite or _stored(plan, spec, name) is None]
+
+
+def _encode_and_write(
+    plan: Plan, spec: FeatureSpec, encoder: Encoder, names: Sequence[str], items: Sequence, report: RunReport
+) -> None:
+    for name, array in zip(names, encoder(list(items)) if names else [], strict=True):
+        try:
+            plan.store.write(spec, name, array, encoder.provenance())
+            report.clips[name].made.append(str(spec.modality))
+        except CLIP_ERRORS as error:
+            report.fail(name, str(spec.modality), error)
+
+
+def _chunks(items: Iterable, size: int) -> Iterator[list]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _write_tables(plan: Plan, report: RunReport) -> None:
+    """Bring clips.csv up to date and write failures.csv of this run."""
+    path = plan.store.root / CLIP_TABLE
+    rows: dict[str, dict[str, object]] = {}
+    if path.is_file():
+        rows = {row["name"]: row for row in pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")}
+    failed = {name for name, _, _ in report.failures}
+    for name in plan.names:
+        clip = report.clips[name]
+        before = rows.get(name, {})
+        rows[name] = {
+            "name": name,
+            "status": "failed" if name in failed else "done",
+            "faceless": clip.faceless or _is_empty(plan, Modality.FACE, name),
+            "silent": _is_empty(plan, Modality.AUDIO, name),
+            "reader": clip.reader or before.get("reader", ""),
+            "seconds": f"{clip.seconds:.2f}" if clip.made else before.get("seconds", ""),
+        }
+    _write_table(path, pd.DataFrame(rows.values()))
+    _write_table(plan.store.root / FAILURE_TABLE, pd.DataFrame(report.failures, columns=["clip", "stage", "reason"]))
+
+
+def _is_empty(plan: Plan, stream: Modality, name: str) -> bool:
+    """Whether the stored features of a stream say that the clip has none of it."""
+    array = _stored(plan, plan.specs[stream], name) if stream in plan.specs else None
+    return array is not None and len(array) == 0
+
+
+def _stored(plan: Plan, spec: FeatureSpec, name: str) -> np.ndarray | None:
+    """Return the stored features of a clip; None where there are none that are whole."""
+    try:
+        return plan.store.read(spec, name)
+    except FeatureError:
+        return None
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    with atomic_write(path) as handle:
+        handle.write(table.to_csv(index=False).encode())

@@ -1,0 +1,164 @@
+"""The one extraction script and the checker, on files as users have them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import extract_features
+import verify_au_pipeline
+
+EMBEDDED = ["--visual_encoder", "DCT", "--acoustic_encoder", "PROSODY", "--au_encoder", "HASHED_NGRAMS"]
+DIMENSIONS = ["model.preextracted_visual_dim=128", "model.preextracted_acoustic_dim=64"]
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory, shared):
+    """Features of the twelve real videos, made by the script."""
+    root = tmp_path_factory.mktemp("real")
+    code = extract_features.main(arguments(root, shared))
+    return root, code
+
+
+def arguments(root, shared, *more):
+    real = shared / "data"
+    places = ["--video_root", str(real / "video"), "--openface_root", str(real / "openface" / "featureextraction")]
+    places += ["--mer-factory-output", str(root / "au"), "--save_root", str(root / "features")]
+    return ["--dataset", "real", *places, *EMBEDDED, *more]
+
+
+def check(root, *more):
+    places = ["--mer-factory-output", str(root / "au"), "--save_root", str(root / "features")]
+    return verify_au_pipeline.main(["--dataset", "real", *places, *EMBEDDED, *more])
+
+
+def test_all_real_videos_pass_every_stage(extracted):
+    root, code = extracted
+    assert code == 0
+    table = pd.read_csv(root / "features" / "real" / "clips.csv").set_index("name")
+    assert len(table) == 12
+    assert (table.status == "done").all()
+    assert list(table.index[table.faceless]) == ["pyfeat_no_face"]
+
+
+def test_the_faceless_clip_has_frames_and_sound_or_silence_but_no_au_rows(extracted):
+    features = extracted[0] / "features" / "real"
+    assert np.load(features / "au_HASHED_NGRAMS_8frms" / "pyfeat_no_face.npy").shape == (0, 512)
+    assert np.load(features / "face_DCT_8frms" / "pyfeat_no_face.npy").shape == (0, 128)
+    assert np.load(features / "frame_DCT_8frms" / "pyfeat_no_face.npy").shape == (8, 128)
+    assert (features / "audio_PROSODY_8clips" / "pyfeat_no_face.npy").is_file()
+
+
+def test_clips_that_show_a_face_half_the_time_have_face_and_au_rows(extracted):
+    features = extracted[0] / "features" / "real"
+    for name in ("pyfeat_face_noface", "pyfeat_noface_face"):
+        assert 1 <= len(np.load(features / "face_DCT_8frms" / f"{name}.npy")) < 8
+        assert 1 <= len(np.load(features / "au_HASHED_NGRAMS_8frms" / f"{name}.npy")) < 8
+        assert len(np.load(features / "audio_PROSODY_8clips" / f"{name}.npy")) == 8
+
+
+def test_a_second_run_makes_nothing(extracted, shared, capsys):
+    root, _ = extracted
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*.npy")}
+    assert extract_features.main(arguments(root, shared)) == 0
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*.npy")} == before
+
+
+def test_the_checker_is_content_with_what_the_script_made(extracted, capsys):
+    root, _ = extracted
+    assert check(root, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"]
+    assert len({finding["clip"] for finding in report["findings"]}) == 12
+
+
+@pytest.fixture
+def copied(extracted, tmp_path):
+    import shutil
+
+    shutil.copytree(extracted[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def faults(root, capsys, *more):
+    assert check(root, "--json", *more) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    return {(finding["clip"], finding["check"]): finding["detail"] for finding in findings if not finding["ok"]}
+
+
+def test_the_checker_finds_every_kind_of_fault(copied, capsys):
+    au = copied / "features" / "real" / "au_HASHED_NGRAMS_8frms"
+    np.save(au / "grid_bbaf2n.npy", np.load(au / "grid_bbaf2n.npy")[:3])
+    np.save(au / "grid_brbk7n.npy", 2 * np.load(au / "grid_brbk7n.npy"))
+    np.save(au / "grid_lbax4n.npy", np.full((8, 512), np.nan, np.float32))
+    np.save(au / "grid_lbbc2a.npy", np.ones((8, 99), np.float32))
+    (au / "grid_lrwp9a.npy").unlink()
+    folder = copied / "au" / "real"
+    (folder / "grid_swiz3n" / "grid_swiz3n_au_analysis.json").unlink()
+    path = folder / "pyfeat_single_face" / "pyfeat_single_face_au_analysis.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "summary_description": {}}))
+    found = faults(copied, capsys)
+    assert set(found) == {
+        ("grid_bbaf2n", "counts"),
+        ("grid_brbk7n", "au"),
+        ("grid_lbax4n", "au"),
+        ("grid_lbbc2a", "au"),
+        ("grid_lrwp9a", "au"),
+        ("grid_swiz3n", "au_json"),
+        ("pyfeat_single_face", "sentences"),
+    }
+    assert "rows of length 1" in found["grid_brbk7n", "au"]
+
+
+def test_the_checker_compares_features_with_a_train_config(copied, tmp_path, capsys):
+    config = tmp_path / "x.yaml"
+    config.write_text(
+        f"model: {{preextracted_visual_dim: 128, preextracted_acoustic_dim: 64}}\n"
+        f"datasets: {{real: {{csv_path: {tmp_path / 'clips.csv'}, preextracted_root: {copied / 'features'},\n"
+        f"  mer_factory_output: {copied / 'au'}, visual_encoder: DCT, acoustic_encoder: PROSODY,\n"
+        f"  au_encoder: HASHED_NGRAMS}}}}\n"
+    )
+    pd.DataFrame({"name": ["grid_bbaf2n", "pyfeat_no_face"]}).to_csv(tmp_path / "clips.csv", index=False)
+    assert verify_au_pipeline.main(["--cfg-path", str(config)]) == 0
+    capsys.readouterr()
+    sidecar = copied / "features" / "real" / "audio_PROSODY_8clips" / "provenance.json"
+    sidecar.write_text(sidecar.read_text().replace("PROSODY", "OTHER"))
+    assert verify_au_pipeline.main(["--cfg-path", str(config), "--json"]) == 1
+    assert "encoder is 'OTHER'" in capsys.readouterr().out
+
+
+def test_a_run_with_bad_clips_ends_with_code_one(tmp_path, shared, capsys):
+    videos = tmp_path / "video"
+    videos.mkdir()
+    (videos / "bad.mp4").write_text("no video")
+    code = extract_features.main(
+        [
+            "--dataset",
+            "toy",
+            "--modality",
+            "frame",
+            "--video_root",
+            str(videos),
+            "--save_root",
+            str(tmp_path),
+            *EMBEDDED,
+        ]
+    )
+    assert code == 1
+    assert "bad" in (tmp_path / "toy" / "failures.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--csv_path", "no/such.csv"], "no such file"),
+        ([], "no clips are named"),
+        (["--video_root", "no/such/folder"], "expected a folder with videos"),
+    ],
+)
+def test_wrong_arguments_are_explained(tmp_path, more, message):
+    with pytest.raises(ValueError, match=message):
+        extract_features.main(
+            ["--dataset", "toy", "--modality", "frame", "--save_root", str(tmp_path), *EMBEDDED, *more]
+        )
