@@ -121,12 +121,12 @@ class MediapipeFinder:
         relative = [detection.location_data.relative_bounding_box for detection in found]
         return [
             Box(
-                (r.xmin + r.width / 2) * width,
-                (r.ymin + r.height / 2) * height,
-                max(r.width * width, r.height * height),
-                True,
+                x=(r.xmin + r.width / 2) * width,
+                y=(r.ymin + r.height / 2) * height,
+                side=max(r.width * width, r.height * height),
+                sure=detection.score[0] > 0.8,  # false alarms on real clips stay below
             )
-            for r in relative
+            for detection, r in zip(found, relative, strict=True)
         ]
 
 
@@ -135,12 +135,18 @@ def build_face_finder(name: str = "auto") -> FaceFinder:
 
     Raises ValueError for another name, ModuleNotFoundError where mediapipe is asked for and absent.
     """
+    has_mediapipe = importlib.util.find_spec("mediapipe") is not None
     if name == "auto":
-        name = "mediapipe" if importlib.util.find_spec("mediapipe") else "opencv"
+        name = "mediapipe" if has_mediapipe else "opencv"
     finders = {"opencv": OpenCvFinder, "mediapipe": MediapipeFinder}
     if name not in finders:
         raise ValueError(
             f"face finder {name!r} is not known: expected auto, {' or '.join(finders)}; correct the setting"
+        )
+    if name == "mediapipe" and not has_mediapipe:
+        raise ModuleNotFoundError(
+            "face finder 'mediapipe' is asked for, but that package is not installed: "
+            "install it with pip install 'affect[mediapipe]', or set the finder to opencv"
         )
     return finders[name]()
 

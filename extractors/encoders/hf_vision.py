@@ -34,12 +34,13 @@ class ClipVisionEncoder:
 
     def provenance(self) -> dict[str, Any]:
         """Return how the features are made, as plain JSON values."""
+        side = self._model.config.vision_config.image_size
         return {
             "family": "hf_vision",
             "weights": self._hash,
             "layer": "image projection",
             "pooling": "class token",
-            "preprocessing": f"{type(self._processor).__name__} {self._processor.crop_size}".replace("'", ""),
+            "preprocessing": f"bicubic by Pillow, cut to {side} x {side}",
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
 

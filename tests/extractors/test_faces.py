@@ -171,6 +171,9 @@ def test_the_finder_is_chosen_by_name():
     assert build_face_finder().name == ("mediapipe" if installed else "opencv")
     with pytest.raises(ValueError, match="'dlib' is not known: expected auto, opencv or mediapipe"):
         build_face_finder("dlib")
+    if not installed:
+        with pytest.raises(ModuleNotFoundError, match=r"affect\[mediapipe\]"):
+            build_face_finder("mediapipe")
 
 
 def test_face_arrays_of_other_tools_are_found_in_both_places(tmp_path):
