@@ -162,6 +162,8 @@ class RunConfig(_Section):
     """Rate of step 0; init_lr when not given."""
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.05, ge=0)
+    adam_beta2: float = Field(0.999, gt=0, lt=1)
+    """Memory of AdamW's second moment; short runs learn faster with less of it, e.g. 0.98."""
     max_epoch: int = Field(30, gt=0)
     iters_per_epoch: int = Field(1000, gt=0)
     batch_size_train: int = Field(1, gt=0)

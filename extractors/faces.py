@@ -130,25 +130,32 @@ class MediapipeFinder:
         ]
 
 
-def build_face_finder(name: str = "auto") -> FaceFinder:
-    """Return the finder `opencv` or `mediapipe`; `auto` is mediapipe where that is installed.
+def face_finder_name(name: str = "auto") -> str:
+    """Return `opencv` or `mediapipe`; `auto` is mediapipe where that is installed.
 
     Raises ValueError for another name, ModuleNotFoundError where mediapipe is asked for and absent.
     """
     has_mediapipe = importlib.util.find_spec("mediapipe") is not None
     if name == "auto":
-        name = "mediapipe" if has_mediapipe else "opencv"
-    finders = {"opencv": OpenCvFinder, "mediapipe": MediapipeFinder}
-    if name not in finders:
+        return "mediapipe" if has_mediapipe else "opencv"
+    if name not in FINDERS:
         raise ValueError(
-            f"face finder {name!r} is not known: expected auto, {' or '.join(finders)}; correct the setting"
+            f"face finder {name!r} is not known: expected auto, {' or '.join(FINDERS)}; correct the setting"
         )
     if name == "mediapipe" and not has_mediapipe:
         raise ModuleNotFoundError(
             "face finder 'mediapipe' is asked for, but that package is not installed: "
             "install it with pip install 'affect[mediapipe]', or set the finder to opencv"
         )
-    return finders[name]()
+    return name
+
+
+def build_face_finder(name: str = "auto") -> FaceFinder:
+    """Return the finder of a name, as `face_finder_name` understands it."""
+    return FINDERS[face_finder_name(name)]()
+
+
+FINDERS: dict[str, type[FaceFinder]] = {"opencv": OpenCvFinder, "mediapipe": MediapipeFinder}
 
 
 def find_faces(frames: np.ndarray, finder: FaceFinder, size: int = CROP_SIZE) -> Faces:

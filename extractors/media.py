@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -85,32 +86,46 @@ def load_media(task: MediaTask) -> Media:
     """Decode what a task asks for; what fails is in `errors`, the other streams are there."""
     start = time.monotonic()
     media = Media()
-    video = None
-    for stream in task.streams:
-        try:
-            if stream == Modality.AUDIO:
-                media.sound = _sound(task)
-                continue
-            if stream == Modality.FACE and task.face_root:
-                media.faces = _uniform(load_face_array(task.face_root, task.name))
-                continue
-            if video is None:
-                if task.video is None:
-                    raise FileNotFoundError(
-                        f"clip {task.name!r} has no video: expected a file of that name in --video_root"
-                    )
-                video = read_video(task.video)
-            if stream == Modality.FRAME:
-                indices = frame_indices(video.num_frames, task.frame_count, task.sampling, task.au_info)
-                media.frames = video.frames(indices)
-            else:
-                indices = frame_indices(video.num_frames, FACE_FRAMES, "uniform")
-                media.faces = find_faces(video.frames(indices), _finder(task.face_finder)).crops
-            media.reader = video.reader
-        except (ValueError, OSError, RuntimeError) as error:
-            media.errors[stream] = str(error)
+    stored_faces = Modality.FACE in task.streams and task.face_root is not None
+    seen = [
+        stream for stream in task.streams if stream == Modality.FRAME or (stream == Modality.FACE and not stored_faces)
+    ]
+    with _noting(media, [Modality.AUDIO]):
+        if Modality.AUDIO in task.streams:
+            media.sound = _sound(task)
+    with _noting(media, [Modality.FACE]):
+        if stored_faces:
+            media.faces = _uniform(load_face_array(task.face_root, task.name))
+    with _noting(media, seen):
+        if seen:
+            _look(task, seen, media)
     media.seconds = time.monotonic() - start
     return media
+
+
+def _look(task: MediaTask, seen: Sequence[Modality], media: Media) -> None:
+    """Decode the frames that scene and faces need, each once."""
+    if task.video is None:
+        raise FileNotFoundError(f"clip {task.name!r} has no video: expected a file of that name in --video_root")
+    video = read_video(task.video)
+    scene = frame_indices(video.num_frames, task.frame_count, task.sampling, task.au_info)
+    faces = frame_indices(video.num_frames, FACE_FRAMES, "uniform")
+    wanted = sorted({*(scene if Modality.FRAME in seen else ()), *(faces if Modality.FACE in seen else ())})
+    pictures = dict(zip(wanted, video.frames(wanted), strict=True))
+    media.reader = video.reader
+    if Modality.FRAME in seen:
+        media.frames = np.stack([pictures[index] for index in scene])
+    if Modality.FACE in seen:
+        media.faces = find_faces(np.stack([pictures[index] for index in faces]), _finder(task.face_finder)).crops
+
+
+@contextmanager
+def _noting(media: Media, streams: Iterable[Modality]) -> Iterator[None]:
+    """Note what a bad file raises as the error of `streams`; anything else is a fault of the program."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        media.errors.update(dict.fromkeys(streams, str(error)))
 
 
 def _sound(task: MediaTask) -> np.ndarray | None:

@@ -36,6 +36,7 @@ from affect.files import atomic_write
 from affect.schema import Modality, check_name
 from affect.store import FeatureError, FeatureSpec, FeatureStore
 from extractors.encoders import Encoder
+from extractors.faces import face_finder_name
 from extractors.media import Media, MediaTask, find_audio, find_video, load_media
 from extractors.openface import analyse_openface, run_openface
 from extractors.video import frame_indices
@@ -165,7 +166,6 @@ def extract_clip(
     specs: dict[Modality, FeatureSpec],
     describe: Describe,
     encoders: Callable[[Modality], Encoder],
-    time_limit: float = 120.0,
 ) -> tuple[dict[Modality, np.ndarray], AuAnalysis | None]:
     """Return stream -> [T, D] of one clip, as the stages would store them, and its AU analysis.
 
@@ -195,7 +195,7 @@ def extract_clip(
         sampling=sampling,
         au_info=analysis.au_info if analysis else None,
     )
-    ((_, media),) = decode_all([task], workers=1, time_limit=time_limit)
+    media = load_media(task)  # in this process: whoever waits for one clip can stop it
     if media.errors:
         raise ValueError("; ".join(dict.fromkeys(media.errors.values())))
     items = {stream: texts if stream == Modality.AU else encoder_input(media, stream) for stream in specs}
@@ -338,9 +338,12 @@ def _to_make(plan: Plan, spec: FeatureSpec, names: Iterable[str]) -> list[str]:
 def _encode_and_write(
     plan: Plan, spec: FeatureSpec, encoder: Encoder, names: Sequence[str], items: Sequence, report: RunReport
 ) -> None:
+    provenance = encoder.provenance()
+    if spec.modality == Modality.FACE:
+        provenance["faces_from"] = "face arrays" if plan.sources.face_root else face_finder_name(plan.face_finder)
     for name, array in zip(names, encoder(list(items)) if names else [], strict=True):
         try:
-            plan.store.write(spec, name, array, encoder.provenance())
+            plan.store.write(spec, name, array, provenance)
             report.clips[name].made.append(str(spec.modality))
         except CLIP_ERRORS as error:
             report.fail(name, str(spec.modality), error)

@@ -23,12 +23,11 @@ from pathlib import Path
 
 import pandas as pd
 
+# torch and its kin are imported where they are used: each worker process imports this file anew
 import extract_features
 import verify_au_pipeline
 from affect.data.prompts import load_prompts
 from demo_clips import make_clips
-from demo_lm import make_language_model
-from demo_report import write_report
 from demo_text import language_corpus, reasoning
 
 logger = logging.getLogger("demo")
@@ -104,7 +103,7 @@ def main(arguments: list[str] | None = None) -> Path:
     stage("language model", teach_language, args.root)
     runs = [Run(inputs, seed, args.root) for seed in args.seeds for inputs in LAYOUTS]
     stage("training and answers", train_and_answer, runs)
-    report = stage("report", write_report, args.root, args.seeds, list(LAYOUTS), list(WITHOUT), seconds)
+    report = stage("report", report_on, args.root, args.seeds, seconds)
     logger.info("\nreport: %s", report)
     return report
 
@@ -137,6 +136,8 @@ def extract(root: Path) -> None:
 
 def teach_language(root: Path) -> None:
     """Train the small language model on text in which cues and emotions are paired at random."""
+    from demo_lm import make_language_model
+
     corpus = language_corpus(LANGUAGE_TEXTS, DATA_SEED, load_prompts())
     make_language_model(root / "language_model", corpus)
 
@@ -153,6 +154,13 @@ def train_and_answer(runs: list[Run]) -> None:
         for done, future in enumerate(as_completed(futures), start=1):
             future.result()
             logger.info("%d of %d models done: %s", done, len(runs), futures[future].name)
+
+
+def report_on(root: Path, seeds: list[int], seconds: dict[str, float]) -> Path:
+    """Write the report of all runs."""
+    from demo_report import write_report
+
+    return write_report(root, seeds, list(LAYOUTS), list(WITHOUT), seconds)
 
 
 def start_worker(root: Path) -> None:

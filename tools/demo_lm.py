@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 import torch
+import transformers
 from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from affect.schema import PLACEHOLDERS
 
 logger = logging.getLogger(__name__)
+transformers.utils.logging.disable_progress_bar()
 
 SETTINGS = {
     "vocabulary": 800,

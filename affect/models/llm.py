@@ -5,6 +5,8 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021 (arXiv:210
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
@@ -56,7 +58,9 @@ def load_llm(config: ModelConfig, dtype: torch.dtype = torch.float32) -> PeftMod
         task_type="CAUSAL_LM",
     )
     try:
-        model = get_peft_model(base, lora)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # the libraries' own affair
+            model = get_peft_model(base, lora)
     except ValueError as error:
         raise ValueError(f"{path}: expected linear layers named {', '.join(LORA_TARGETS)} ({error})") from None
     if config.frozen_llm:

@@ -48,7 +48,7 @@ def train(
     clips of a batch whose loss is not finite.
     """
     run = config.run
-    optimizer = torch.optim.AdamW(_decay_groups(model, run.weight_decay), lr=run.init_lr, betas=(0.9, 0.999))
+    optimizer = torch.optim.AdamW(_decay_groups(model, run.weight_decay), lr=run.init_lr, betas=(0.9, run.adam_beta2))
     visualizer = TrainingVisualizer(folder / "training_curves", run.visualize_training)
     state = TrainState(epoch=0, step=0, loss=math.nan, finished=False)
     if checkpoint:
