@@ -12,7 +12,7 @@ import argparse
 import logging
 import os
 import sys
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import transformers
@@ -57,12 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
         section = config.inference.override(section)
         dataset = open_dataset(name, section, config.model, config.inference.split)
         answerer = load_answerer(config, checkpoint, section.face_or_frame)
-        answers = answer_dataset(answerer, dataset, kind)
-        for answer in answers[: args.show]:
-            show(console, answer)
         folder = Path(f"{config.inference.base_root}-{name.lower()}") / checkpoint.parent.name
-        path = write_answers(folder / f"{checkpoint.name}-{kind}.jsonl", answers)
-        console.print(f"{len(answers)} answers: {path}")
+        path = folder / f"{checkpoint.name}-{kind}.jsonl"
+        count = write_answers(path, answer_dataset(answerer, dataset, kind, console, args.show))
+        console.print(f"{count} answers: {path}", soft_wrap=True)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -131,12 +129,19 @@ def answer_clip(args: argparse.Namespace, answerer: Answerer, section: DatasetCo
     return with_action_units(answer, analysis) if analysis else answer
 
 
-def answer_dataset(answerer: Answerer, dataset: ClipDataset, kind: str) -> list[Answer]:
-    """Answer every clip of a data set, each with its action units where AU JSON is known."""
+def answer_dataset(
+    answerer: Answerer, dataset: ClipDataset, kind: str, console: Console, shown: int
+) -> Iterator[Answer]:
+    """Answer every clip of a data set, each with its action units where AU JSON is known; print the first ones."""
     root = dataset.config.mer_factory_output
-    add_units = partial(with_action_units_of, root, dataset.name) if root else lambda answer: answer
-    answers = track(answerer.answer_dataset(dataset, kind), f"answering {dataset.name}", total=len(dataset))
-    return [add_units(answer) for answer in answers]
+    answers = answerer.answer_dataset(dataset, kind)
+    progress = track(answers, f"answering {dataset.name}", total=len(dataset), console=console)
+    for position, answer in enumerate(progress):
+        if root:
+            answer = with_action_units_of(root, dataset.name, answer)
+        if position < shown:
+            show(console, answer)
+        yield answer
 
 
 def with_action_units_of(root: str, dataset: str, answer: Answer) -> Answer:

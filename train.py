@@ -44,8 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
         logging.getLogger().setLevel(logging.WARNING)
     # the folder's name holds the time, so one process names it for all
     folder, checkpoint = broadcast_object_list(list(run_folder(config, args.cfg_path)))
-    if checkpoint and read_state(checkpoint).finished:
-        logger.info("%s is finished: nothing to train; use another run.output_dir for a new run", checkpoint)
+    if checkpoint and read_state(checkpoint).epoch >= config.run.max_epoch:
+        logger.info("%s: all epochs are done; for a new run use another run.output_dir", checkpoint)
         return
     datasets = open_datasets(config, "train")
     logger.info("training on %s", ", ".join(f"{len(dataset)} clips of {dataset.name}" for dataset in datasets))

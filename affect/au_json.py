@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -98,12 +99,20 @@ _FIELDS: dict[str, type] = {
 def au_json_path(root: str | Path, dataset: str, name: str) -> Path:
     """Return where the AU JSON of a clip is written: `{root}/{dataset}/{name}/{name}_au_analysis.json`.
 
-    The dataset folder is left out where `dataset` is empty or `root` already ends in it.
+    The dataset folder is left out where `dataset` is empty or `root` already ends in it; a folder that is
+    there in another case (MERCaptionPlus for mercaptionplus) is the dataset's.
     """
-    folder = Path(root)
-    if dataset and folder.name.lower() != check_name(dataset, "dataset name").lower():
-        folder = folder / dataset
+    folder = _dataset_folder(Path(root), check_name(dataset, "dataset name")) if dataset else Path(root)
     return folder / check_name(name) / f"{name}_au_analysis.json"
+
+
+@cache
+def _dataset_folder(root: Path, dataset: str) -> Path:
+    """Looked up once a run: `root` may hold a million folders."""
+    if root.name.lower() == dataset.lower():
+        return root
+    spellings = [path for path in root.iterdir() if path.name.lower() == dataset.lower()] if root.is_dir() else []
+    return spellings[0] if spellings else root / dataset
 
 
 def find_au_json(root: str | Path, dataset: str, name: str) -> Path:

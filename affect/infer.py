@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -120,12 +120,15 @@ def with_action_units(answer: Answer, analysis: AuAnalysis) -> Answer:
     return replace(answer, action_units=ordered)
 
 
-def write_answers(path: Path, answers: Sequence[Answer], append: bool = False) -> Path:
-    """Write answers as JSON lines and return the path."""
+def write_answers(path: Path, answers: Iterable[Answer], append: bool = False) -> int:
+    """Write answers as JSON lines, each as soon as it comes, and return how many there were."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a" if append else "w", encoding="utf-8") as handle:
-        handle.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
-    return path
+    count = 0
+    with path.open("a" if append else "w", encoding="utf-8", buffering=1) as handle:
+        for answer in answers:
+            count += 1
+            handle.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+    return count
 
 
 def _answer(clip: Clip, features: dict[Modality, np.ndarray], layout: str, question: str, text: str) -> Answer:

@@ -183,8 +183,7 @@ def extract_clip(
     sampling, count = (frame.sampling, frame.count) if frame else ("uniform", 8)
     texts: list[str] = []
     if analysis and not analysis.faceless:
-        total = len(analysis.per_frame_au_descriptions)
-        analysis = describe(analysis, frame_indices(total, count, sampling, analysis.au_info))
+        analysis = describe(analysis, frames_to_describe(analysis, count, sampling))
         texts = sentences(analysis)
     task = MediaTask(
         name=video.stem,
@@ -200,6 +199,20 @@ def extract_clip(
         raise ValueError("; ".join(dict.fromkeys(media.errors.values())))
     items = {stream: texts if stream == Modality.AU else encoder_input(media, stream) for stream in specs}
     return {stream: encoders(stream)([item])[0] for stream, item in items.items()}, analysis
+
+
+def frames_to_describe(analysis: AuAnalysis, count: int, sampling: str) -> list[int]:
+    """Return the frames (0-based) that get a sentence: those that sampling picks of the frames that were measured.
+
+    Raises ValueError when none was.
+    """
+    numbers = [frame["frame"] for frame in analysis.per_frame_au_descriptions if "frame" in frame]
+    if not numbers:
+        raise ValueError(
+            f"{analysis.source_path or 'AU JSON'}: expected per_frame_au_descriptions to describe, found none; "
+            "make the AU JSON anew from an OpenFace table"
+        )
+    return [numbers[i] - 1 for i in frame_indices(len(numbers), count, sampling, analysis.au_info)]
 
 
 def decode_all(tasks: Iterable[MediaTask], workers: int, time_limit: float) -> Iterator[tuple[MediaTask, Media]]:
@@ -259,9 +272,7 @@ def _au_stages(plan: Plan, describe: Describe, report: RunReport) -> dict[str, A
             stage = "au_text"
             undescribed = not (analysis.summary_description or analysis.fine_grained_descriptions)
             if "au_text" in plan.stages and (undescribed or plan.overwrite) and not analysis.faceless:
-                total = len(analysis.per_frame_au_descriptions)
-                indices = frame_indices(total, plan.frame_count, plan.sampling, analysis.au_info)
-                analysis = describe(analysis, indices)
+                analysis = describe(analysis, frames_to_describe(analysis, plan.frame_count, plan.sampling))
                 if plan.sources.au_root:
                     write_au_json(analysis, au_json_path(plan.sources.au_root, plan.dataset, name))
                 report.clips[name].made.append("au_text")

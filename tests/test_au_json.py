@@ -220,3 +220,9 @@ def test_json_that_is_nowhere_is_reported_with_both_places(tmp_path):
     message = str(caught.value)
     assert str(au_json_path(tmp_path, "MER2023", "clip")) in message
     assert str(au_json_path(tmp_path, "", "clip")) in message and "clip 'clip'" in message
+
+
+def test_a_dataset_folder_of_another_case_is_found(tmp_path):
+    (tmp_path / "MERCaptionPlus").mkdir()
+    path = au_json_path(tmp_path, "mercaptionplus", "a")
+    assert path == tmp_path / "MERCaptionPlus" / "a" / "a_au_analysis.json"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from affect.au_json import au_json_path, read_au_json, write_au_json
+from affect.au_json import AuAnalysis, au_json_path, read_au_json, write_au_json
 from affect.schema import Modality
 from affect.store import FeatureSpec, FeatureStore
 from extractors.au_text import describe_clip
@@ -167,6 +167,14 @@ def test_files_of_other_tools_keep_their_fields(tmp_path, sources, shared):
     report = run(plan(tmp_path, ["a"], sources, [Modality.AU]), describe_clip, encoder)
     assert [(name, stage) for name, stage, _ in report.failures] == [("a", "au_text")]  # no frames to describe
     assert read_au_json(path).extra["chronological_emotion_peaks"]
+
+
+def test_a_json_that_measured_a_few_frames_only_is_described_at_those(tmp_path, sources):
+    path = au_json_path(tmp_path / "au", "toy", "a")
+    frames = [{"frame": number, "active_aus": {"AU12_r": 2.0}} for number in (1, 35, 69)]
+    write_au_json(AuAnalysis(per_frame_au_descriptions=frames, au_info={"total_frames": 90}), path)
+    assert not run(plan(tmp_path, ["a"], sources, [Modality.AU]), describe_clip, encoder).failures
+    assert list(read_au_json(path).summary_description) == ["1", "35", "69"]
 
 
 def hang(task: MediaTask) -> Media:
