@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import transformers
 from rich.console import Console
 from rich.progress import track
 
@@ -27,16 +26,15 @@ from affect.layouts import LAYOUTS
 from affect.schema import Clip
 from affect.train.checkpoint import find_checkpoint, read_config
 from extractors.au_text import describe_clip
+from extractors.clip import Sources, extract_clip
 from extractors.encoders import build_encoder
 from extractors.openface import EXECUTABLE_VARIABLE
-from extractors.pipeline import Sources, extract_clip
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Wire configuration, checkpoint, clips and answers together."""
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
-    transformers.utils.logging.disable_progress_bar()
     asked = load_config(args.cfg_path, args.options)
     checkpoint = find_checkpoint(
         args.ckpt or ckpt_root(asked, args.cfg_path), asked.inference.ckpt_name, asked.inference.test_epoch

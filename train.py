@@ -11,7 +11,6 @@ import logging
 import sys
 
 import torch
-import transformers
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, set_seed
 
@@ -36,7 +35,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="settings that override the file")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    transformers.utils.logging.disable_progress_bar()
 
     config = load_config(args.cfg_path, args.options)
     accelerator = start_accelerator(config)

@@ -20,6 +20,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -136,19 +137,28 @@ def extract(root: Path) -> None:
 
 def teach_language(root: Path) -> None:
     """Train the small language model on text in which cues and emotions are paired at random."""
+    with workers(1, threads=os.cpu_count() or 1) as pool:
+        pool.submit(teach, root / "language_model").result()
+
+
+def teach(folder: Path) -> None:
+    """Train the language model, in a worker process."""
     from demo_lm import make_language_model
 
-    corpus = language_corpus(LANGUAGE_TEXTS, DATA_SEED, load_prompts())
-    make_language_model(root / "language_model", corpus)
+    make_language_model(folder, language_corpus(LANGUAGE_TEXTS, DATA_SEED, load_prompts()))
+
+
+def workers(count: int, threads: int, **settings: Any) -> ProcessPoolExecutor:
+    """Return processes that are set up for small models on a CPU."""
+    # glibc gives memory of large arrays back at once, and getting it anew takes longer than filling it
+    keep = dict.fromkeys(["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"], str(2**30))
+    os.environ.update(keep, OMP_NUM_THREADS=str(threads), HF_HUB_DISABLE_PROGRESS_BARS="1")
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), **settings)
 
 
 def train_and_answer(runs: list[Run]) -> None:
     """Train and query the models two at a time; processes of one thread each are the quick way for small models."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    root = runs[0].root
-    with ProcessPoolExecutor(
-        2, multiprocessing.get_context("spawn"), initializer=start_worker, initargs=(root,)
-    ) as pool:
+    with workers(2, threads=1, initializer=start_worker, initargs=(runs[0].root,)) as pool:
         # the fused runs take longest, so they go first
         futures = {pool.submit(carry_out, run): run for run in sorted(runs, key=lambda run: run.inputs != "fused")}
         for done, future in enumerate(as_completed(futures), start=1):

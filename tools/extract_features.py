@@ -23,10 +23,11 @@ from affect.data.manifest import read_table
 from affect.schema import STORED_MODALITIES, Modality, check_name
 from affect.store import FeatureSpec, FeatureStore
 from extractors.au_text import describe_clip
+from extractors.clip import Describe, Sources
 from extractors.encoders import Encoder, build_encoder
 from extractors.media import list_videos
 from extractors.openface import EXECUTABLE_VARIABLE
-from extractors.pipeline import FAILURE_TABLE, STAGES, Describe, Plan, RunReport, Sources, run
+from extractors.pipeline import FAILURE_TABLE, STAGES, Plan, RunReport, run
 
 TEMPLATES = "templates"
 

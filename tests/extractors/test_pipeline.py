@@ -12,9 +12,10 @@ from affect.au_json import AuAnalysis, au_json_path, read_au_json, write_au_json
 from affect.schema import Modality
 from affect.store import FeatureSpec, FeatureStore
 from extractors.au_text import describe_clip
+from extractors.clip import Sources
 from extractors.encoders import build_encoder
 from extractors.media import Media, MediaTask
-from extractors.pipeline import Plan, Sources, decode_all, run
+from extractors.pipeline import Plan, decode_all, run
 
 NAMES = {
     Modality.FRAME: "DCT",
