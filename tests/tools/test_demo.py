@@ -47,3 +47,5 @@ def test_the_demo_needs_every_stream_and_gets_it_right(tmp_path):
     assert len(list(report.parent.glob("sample_*.png"))) == 5
     assert "training_curves_epoch8.png" in text
     assert "logistic regression" in text
+    assert "speaks of the absent" in text
+    assert (report.parent / "confusion.png").is_file()

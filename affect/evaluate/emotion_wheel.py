@@ -1,0 +1,287 @@
+"""Emotion words of any kind, scored by what they have in common on five emotion wheels.
+
+Lian et al., "AffectGPT: A New Dataset, Model, and Benchmark for Emotion Understanding with MLLMs", 2025
+(arXiv:2501.16566) measure open-vocabulary emotions (EW, here `ew_scores`) and, where a clip has one label of a
+fixed list, whether an answer hits it (`hit_scores`). A word becomes a form, a form one or more names, a name
+one or more words of the wheels, and these become a cluster: the level-1 word above them, or the level-2 one.
+
+Conventions: a clip whose labels have no cluster on a wheel is left out there, so n differs between wheels; an
+answer without a cluster scores 0; a mean of nothing and 0/0 are NaN; one NaN wheel makes the mean over the
+wheels NaN. F is made of the mean precision and the mean recall of a wheel, and then averaged over wheels.
+"neutral" has no cluster on any wheel; that "fear" means happy, joyful or genius on wheels 2 to 5 is how the
+published tables are, and kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from affect.evaluate.answers import split_labels
+from affect.evaluate.errors import LabelError, MissingNamesError, ScoreError
+from affect.evaluate.tally import Tally
+
+WHEELS = (1, 2, 3, 4, 5)
+LEVELS = (1, 2)
+_RUNS = range(1, 9)
+"""Runs of the synonym table."""
+
+Clusters = frozenset[str]
+
+
+@dataclass(frozen=True)
+class EmotionWheels:
+    """The tables that lead from a word to its clusters, read once."""
+
+    names: dict[str, list[str]]
+    """Form of a word -> its names, alphabetically ("happiest" -> ["happy"])."""
+    wheel_words: dict[str, list[str]]
+    """Name -> the words of the wheels that it is a synonym of, alphabetically."""
+    trees: dict[tuple[int, int], dict[str, str]]
+    """(wheel, level) -> word of that wheel -> cluster."""
+
+    @cached_property
+    def clusters(self) -> dict[int, dict[str, tuple[str | None, ...]]]:
+        """Level -> form -> its cluster on each of the five wheels; forms unknown to all of them are not there."""
+        found: dict[int, dict[str, tuple[str | None, ...]]] = {level: {} for level in LEVELS}
+        for form, names in self.names.items():
+            words = sorted({word for name in names for word in self.wheel_words.get(name, ())})
+            for level in LEVELS:
+                trees = [self.trees[wheel, level] for wheel in WHEELS]
+                row = tuple(next((tree[word] for word in words if word in tree), None) for tree in trees)
+                if any(row):
+                    found[level][form] = row
+        return found
+
+    def cluster(self, form: str, wheel: int, level: int) -> str | None:
+        """Return the cluster of a word, written exactly as a form is, or None where the wheel does not know it."""
+        row = self.clusters[level].get(form)
+        return row[wheel - 1] if row else None
+
+    def to_clusters(self, words: Iterable[str], level: int, lower: bool = True) -> list[Clusters]:
+        """Return the clusters of some words on each of the five wheels."""
+        rows = [self.clusters[level].get((word.lower() if lower else word).strip()) for word in words]
+        known = [row for row in rows if row]
+        return [frozenset(filter(None, column)) for column in zip(*known, strict=True)] or [frozenset()] * len(WHEELS)
+
+    def unknown_words(self, answers: Iterable[Any]) -> Counter[str]:
+        """Count the words of some answers that no wheel knows."""
+        words = (word.lower().strip() for answer in answers for word in split_labels(answer))
+        return Counter(word for word in words if word not in self.clusters[1])
+
+    def base_name(self, form: str) -> str | None:
+        """Return the first name of a form, or None for an unknown word."""
+        return next(iter(self.names.get(form, ())), None)
+
+    def wheel_word(self, form: str) -> str | None:
+        """Return the first word of the wheels for a form's first name, or None for an unknown word."""
+        return next(iter(self.wheel_words.get(self.base_name(form) or "", ())), None)
+
+
+def read_wheels(folder: str | Path) -> EmotionWheels:
+    """Return the tables of a folder with format.csv, synonym.xlsx and wheel1.xlsx to wheel5.xlsx.
+
+    Raises ScoreError naming the file, or the columns, that it lacks.
+    """
+    folder = Path(folder)
+    forms = _read(folder / "format.csv", ["name", "format"])
+    names: dict[str, set[str]] = {}
+    for name, listed in zip(forms["name"], forms["format"], strict=True):
+        for form in [*filter(None, listed.split(",")), name]:
+            names.setdefault(form, set()).add(name)
+    synonyms = _read(folder / "synonym.xlsx", [f"{part}_run{run}" for run in _RUNS for part in ("word", "synonym")])
+    wheel_words: dict[str, set[str]] = {}
+    for run in _RUNS:
+        for word, listed in zip(synonyms[f"word_run{run}"], synonyms[f"synonym_run{run}"], strict=True):
+            for synonym in filter(None, map(_plain, [*listed.split(","), word])):
+                wheel_words.setdefault(synonym, set()).add(_plain(word))
+    trees = {}
+    for wheel in WHEELS:
+        branches = _branches(_read(folder / f"wheel{wheel}.xlsx", ["level1", "level2", "level3"]))
+        trees[wheel, 1] = {word: words[0] for words in branches for word in words}
+        trees[wheel, 2] = _level2_tree(branches)
+    return EmotionWheels(_sorted(names), _sorted(wheel_words), trees)
+
+
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Return a table as strings, empty cells as ''."""
+    if not path.is_file():
+        raise ScoreError(
+            f"{path}: no such file; expected the emotion wheel tables (format.csv, synonym.xlsx, wheel1.xlsx to "
+            "wheel5.xlsx) in one folder, so name that folder"
+        )
+    read = pd.read_csv if path.suffix == ".csv" else pd.read_excel
+    try:
+        table = read(path, dtype=str, keep_default_na=False)
+    except Exception as error:  # the reader of a broken workbook raises whatever its zip and XML parsers do
+        raise ScoreError(f"{path}: expected a table, found a file that is none ({error}); get it anew") from None
+    if missing := [column for column in columns if column not in table]:
+        raise ScoreError(
+            f"{path}: expected a column {missing[0]!r}, found {', '.join(map(str, table.columns)) or 'none'}; "
+            "get the table anew"
+        )
+    return table[columns]
+
+
+def _branches(table: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Return (level 1, level 2, level 3) of each row; a blank cell repeats the one above it."""
+    filled = table.map(_plain).replace("", None).ffill().fillna("")
+    return list(filled.itertuples(index=False, name=None))
+
+
+def _level2_tree(branches: list[tuple[str, str, str]]) -> dict[str, str]:
+    """Return word -> level-2 cluster; a level-1 word stands for the alphabetically first below it."""
+    tree = {}
+    for top in dict.fromkeys(first for first, _, _ in branches):
+        below = [(second, third) for first, second, third in branches if first == top]
+        tree[top] = min(second for second, _ in below)
+        for second, third in below:
+            tree[second] = second
+            tree[third] = second
+    return tree
+
+
+def _plain(word: str) -> str:
+    return word.lower().strip()
+
+
+def _sorted(table: dict[str, set[str]]) -> dict[str, list[str]]:
+    return {key: sorted(values) for key, values in table.items()}
+
+
+@dataclass(frozen=True)
+class WheelScore:
+    """The scores of one wheel, by name, and the number of clips that they are means over."""
+
+    scores: dict[str, float]
+    n: int
+
+
+@dataclass(frozen=True)
+class WheelScores:
+    """Scores averaged over the five wheels, those of each wheel, and what they were made of."""
+
+    means: dict[str, float]
+    per_wheel: list[WheelScore]
+    tally: Tally
+    """Of the first score, to draw clips anew."""
+
+
+def ew_scores(
+    truth: Mapping[str, Any],
+    answers: Mapping[str, Any],
+    wheels: EmotionWheels,
+    level: int = 1,
+    names: Collection[str] | None = None,
+) -> WheelScores:
+    """Return fscore, precision and recall of open-vocabulary answers.
+
+    truth and answers: name -> labels, as `split_labels` reads them; names: clips to score (default: all of
+    truth). Raises MissingNamesError, LabelError.
+    """
+    chosen, told, said = _clusters_of(truth, answers, wheels, level, names)
+    counts = np.zeros((len(chosen), len(WHEELS), 3))
+    for i, (clip, answer) in enumerate(zip(told, said, strict=True)):
+        for j, (true, found) in enumerate(zip(clip, answer, strict=True)):
+            if true:
+                common = len(true & found)
+                counts[i, j] = common / len(found) if found else 0, common / len(true), 1
+    return _wheel_scores(chosen, counts, _ew_of_sums, ("fscore", "precision", "recall"))
+
+
+def hit_scores(truth: Mapping[str, Any], answers: Mapping[str, Any], wheels: EmotionWheels) -> WheelScores:
+    """Return hitrate and mscore of answers to clips that have one label of a fixed list each.
+
+    hitrate: shared level-1 clusters (one at most where a clip has one label); it does not punish long answers.
+    mscore: the same over the answer's clusters that any label of the data set has. The list of those labels is
+    not lower-cased, as published. Raises MissingNamesError, LabelError.
+    """
+    chosen, told, said = _clusters_of(truth, answers, wheels, 1, None)
+    labels = [
+        label for value in truth.values() for label in ([value] if isinstance(value, str) else split_labels(value))
+    ]
+    candidates = wheels.to_clusters(labels, 1, lower=False)
+    counts = np.zeros((len(chosen), len(WHEELS), 3))
+    for i, (clip, answer) in enumerate(zip(told, said, strict=True)):
+        for j, (true, found) in enumerate(zip(clip, answer, strict=True)):
+            if true:
+                hits, possible = len(true & found), len(found & candidates[j])
+                counts[i, j] = hits, hits / possible if possible else 0, 1
+    return _wheel_scores(chosen, counts, _means_of_sums, ("hitrate", "mscore"))
+
+
+def overlaps(truth: Any, answer: Any, wheels: EmotionWheels) -> bool:
+    """Whether labels and answer share a level-1 cluster on any wheel; no labels mean "neutral", and so match it."""
+    told, said = (split_labels(value) or ["neutral"] for value in (truth, answer))
+    if "neutral" in told and "neutral" in said:
+        return True
+    clusters = zip(wheels.to_clusters(told, 1), wheels.to_clusters(said, 1), strict=True)
+    return any(true & found for true, found in clusters)
+
+
+def require_names(wanted: Iterable[str], what: str, *tables: Mapping[str, Any]) -> None:
+    """Raise MissingNamesError when one of the tables lacks some of the names."""
+    if missing := [name for name in wanted if any(name not in table for table in tables)]:
+        raise MissingNamesError(what, missing)
+
+
+def _clusters_of(
+    truth: Mapping[str, Any],
+    answers: Mapping[str, Any],
+    wheels: EmotionWheels,
+    level: int,
+    names: Collection[str] | None,
+) -> tuple[list[str], list[list[Clusters]], list[list[Clusters]]]:
+    """Return the names to score and the clusters of labels and answers on each wheel."""
+    if level not in LEVELS:
+        raise LabelError(f"level {level!r} of the emotion wheels: expected 1 or 2")
+    chosen = list(truth) if names is None else list(names)
+    require_names(chosen, "answer" if names is None else "label or answer", truth, answers)
+    told, said = (
+        [wheels.to_clusters(_labels_of(name, table[name]), level) for name in chosen] for table in (truth, answers)
+    )
+    return chosen, told, said
+
+
+def _labels_of(name: str, value: Any) -> list[str]:
+    try:
+        return split_labels(value)
+    except LabelError as error:
+        raise LabelError(f"clip {name!r}: {error}") from None
+
+
+def _wheel_scores(names: list[str], counts: np.ndarray, of_sums: Any, what: tuple[str, ...]) -> WheelScores:
+    """Return the scores of counts [N, wheels, parts], the last part marking clips that the wheel knows."""
+    shape = counts.shape[1:]
+
+    def first(sums: np.ndarray) -> np.ndarray:
+        return of_sums(sums.reshape(*sums.shape[:-1], *shape))[0].mean(axis=-1)
+
+    by_wheel = of_sums(counts.sum(axis=0))
+    per_wheel = [
+        WheelScore({key: float(values[j]) for key, values in zip(what, by_wheel, strict=True)}, int(kept))
+        for j, kept in enumerate(counts[..., -1].sum(axis=0))
+    ]
+    means = {key: float(values.mean()) for key, values in zip(what, by_wheel, strict=True)}
+    return WheelScores(means, per_wheel, Tally(names, counts.reshape(len(names), math.prod(shape)), first))
+
+
+def _means_of_sums(sums: np.ndarray) -> list[np.ndarray]:
+    """Return the means over kept clips [..., wheels] of each part of sums [..., wheels, parts]."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return list(np.moveaxis(sums[..., :-1] / sums[..., -1:], -1, 0))
+
+
+def _ew_of_sums(sums: np.ndarray) -> list[np.ndarray]:
+    """Return F, precision and recall [..., wheels] of sums [..., wheels, (precision, recall, kept)]."""
+    precision, recall = _means_of_sums(sums)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return [2 * precision * recall / (precision + recall), precision, recall]

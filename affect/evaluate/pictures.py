@@ -1,0 +1,155 @@
+"""Pictures of scores: confusion matrix, bars for each label, true and predicted clusters around a wheel."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from affect.evaluate.answers import split_labels
+from affect.evaluate.emotion_wheel import LEVELS, EmotionWheels
+
+NONE = "none"
+_TRUE, _FOUND = "tab:blue", "tab:orange"
+
+
+def draw_confusion(path: Path, counts: np.ndarray, labels: Sequence[str], title: str = "") -> Path:
+    """Draw counts [L, L + 1] (a row a true label, the last column "none") as shares of each row; return the path."""
+    with np.errstate(invalid="ignore"):
+        shares = counts / counts.sum(axis=1, keepdims=True)
+    size = 1.6 + 0.62 * len(labels)
+    figure, axes = plt.subplots(figsize=(size + 1.2, size))
+    image = axes.imshow(np.nan_to_num(shares), vmin=0, vmax=1, cmap="Blues")
+    columns = [*labels, NONE]
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), [f"{name} ({row.sum():g})" for name, row in zip(labels, counts, strict=True)])
+    axes.set(xlabel="answered", ylabel="true (clips)", title=title)
+    for i, j in np.argwhere(shares >= 0.005):
+        color = "white" if shares[i, j] > 0.5 else "black"
+        axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", color=color, fontsize=8)
+    figure.colorbar(image, label="share of the row", fraction=0.046)
+    return _save(figure, path)
+
+
+def draw_bars(path: Path, labels: Sequence[str], series: Mapping[str, Sequence[float]], title: str = "") -> Path:
+    """Draw one group of bars (0 to 1) for each label; NaN is drawn as a small cross. Return the path."""
+    figure, axes = plt.subplots(figsize=(2.4 + 0.75 * len(labels), 3.6))
+    width = 0.8 / len(series)
+    for k, (name, values) in enumerate(series.items()):
+        places = np.arange(len(labels)) + (k - (len(series) - 1) / 2) * width
+        values = np.asarray(values, dtype=float)
+        axes.bar(places, np.nan_to_num(values), width, label=name, color=(_TRUE, _FOUND, "tab:green")[k % 3])
+        axes.plot(places[np.isnan(values)], np.full(np.isnan(values).sum(), 0.015), "x", color="black", markersize=5)
+    axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
+    axes.set(ylim=(0, 1), title=title)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return _save(figure, path)
+
+
+def draw_wheel(
+    path: Path, wheels: EmotionWheels, wheel: int, truth: Counter[str], found: Counter[str], title: str = ""
+) -> Path:
+    """Draw how often each level-2 cluster of a wheel is true and answered, in the sectors of its level-1 clusters.
+
+    truth and found: level-2 cluster -> clips. Returns the path.
+    """
+    tops = wheels.trees[wheel, 1]
+    below = [word for word in dict.fromkeys(wheels.trees[wheel, 2].values()) if word in tops]
+    clusters = sorted(below, key=lambda word: list(dict.fromkeys(tops.values())).index(tops[word]))
+    angles = 2 * np.pi * np.arange(len(clusters)) / len(clusters)
+    width = 2 * np.pi / len(clusters)
+    highest = max([1, *truth.values(), *found.values()])
+    figure, axes = plt.subplots(figsize=(8.5, 8.5), subplot_kw={"projection": "polar"})
+    for side, (counts, color, name) in enumerate(((truth, _TRUE, "true"), (found, _FOUND, "answered"))):
+        heights = [counts[word] for word in clusters]
+        axes.bar(angles + (side - 0.5) * 0.4 * width, heights, 0.4 * width, color=color, label=name)
+    colors = plt.get_cmap("tab10")
+    for k, top in enumerate(dict.fromkeys(tops[word] for word in clusters)):
+        inside = [angle for angle, word in zip(angles, clusters, strict=True) if tops[word] == top]
+        axes.bar(np.mean(inside), 0.08 * highest, len(inside) * width, 1.04 * highest, color=colors(k % 10), alpha=0.6)
+        axes.text(np.mean(inside), 1.08 * highest, top, ha="center", va="center", fontsize=9, weight="bold")
+    for angle, word in zip(angles, clusters, strict=True):
+        turned = np.degrees(angle)
+        outside = 180 if 90 < turned < 270 else 0
+        axes.text(
+            angle,
+            1.16 * highest,
+            word,
+            rotation=turned + outside,
+            rotation_mode="anchor",
+            ha="right" if outside else "left",
+            va="center",
+            fontsize=7,
+        )
+    axes.set_xticks([])
+    axes.set_ylim(-0.15 * highest, 1.13 * highest)
+    axes.set_yticks([highest / 2, highest], [f"{highest / 2:g}", f"{highest:g}"], fontsize=7)
+    axes.spines["polar"].set_visible(False)
+    axes.set_title(title, pad=50)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.08, -0.08), frameon=False)
+    return _save(figure, path)
+
+
+def cluster_confusion(
+    truth: Sequence[frozenset[str]], found: Sequence[frozenset[str]], labels: Sequence[str]
+) -> np.ndarray:
+    """Return counts [L, L + 1] of true clusters against answered ones, the last column for clips without an answer.
+
+    An answer that names a true cluster counts as it; any other is divided among the clusters that it names.
+    """
+    counts = np.zeros((len(labels), len(labels) + 1))
+    for true, answered in zip(truth, found, strict=True):
+        for label in true:
+            if label in answered or not answered:
+                counts[labels.index(label), labels.index(label) if answered else len(labels)] += 1
+            else:
+                for other in answered:
+                    counts[labels.index(label), labels.index(other)] += 1 / len(answered)
+    return counts
+
+
+def draw_label_pictures(
+    folder: Path, truth: Mapping[str, Any], answers: Mapping[str, Any], wheels: EmotionWheels, wheel: int = 1
+) -> list[Path]:
+    """Draw the confusion of a wheel's level-1 clusters, their recall and precision, and the whole wheel; return paths.
+
+    truth and answers: name -> labels as `split_labels` reads them.
+    """
+    tops = list(dict.fromkeys(wheels.trees[wheel, 1].values()))
+    told, said = (
+        {level: _clusters(table, truth, wheels, wheel, level) for level in LEVELS} for table in (truth, answers)
+    )
+    counts = cluster_confusion(told[1], said[1], tops)
+    mentioned = [sum(cluster in found for found in said[1]) for cluster in tops]
+    right, clips = counts.diagonal(), counts.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        shares = {"recall": right / clips, "precision": right / np.array(mentioned)}
+    truth_counts, said_counts = (Counter(word for found in sets[2] for word in found) for sets in (told, said))
+    title = f"emotion wheel {wheel}"
+    return [
+        draw_confusion(folder / "confusion.png", counts, tops, title),
+        draw_bars(folder / "clusters.png", tops, shares, title),
+        draw_wheel(folder / "wheel.png", wheels, wheel, truth_counts, said_counts, title),
+    ]
+
+
+def _clusters(
+    table: Mapping[str, Any], names: Mapping[str, Any], wheels: EmotionWheels, wheel: int, level: int
+) -> list[frozenset[str]]:
+    """Return the clusters of each name's labels on one wheel."""
+    return [wheels.to_clusters(split_labels(table[name]), level)[wheel - 1] for name in names]
+
+
+def _save(figure: plt.Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    return path

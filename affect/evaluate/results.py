@@ -1,0 +1,183 @@
+"""Reading what is scored: JSON objects, our JSON lines, and the published scorer's .npz files and label files.
+
+The .npz files hold pickled dicts. They are read by an unpickler that knows arrays, strings, numbers and their
+containers and refuses everything else, so that a file can only ever be data.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from affect.evaluate.answers import split_labels
+from affect.evaluate.errors import ScoreError
+from affect.evaluate.vocabulary import Vocabulary
+from affect.files import atomic_write
+
+_PICKLED_NAMES = {"_reconstruct", "scalar", "ndarray", "dtype"}
+_PICKLED_MODULES = {"numpy", "numpy.core.multiarray", "numpy._core.multiarray"}
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Reads arrays of plain values; refuses to import anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in _PICKLED_MODULES and name in _PICKLED_NAMES:
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def require_file(path: str | Path) -> Path:
+    """Return a path if there is a file (raises ScoreError when there is none)."""
+    if not Path(path).is_file():
+        raise ScoreError(f"{path}: no such file; expected labels or answers, so name one that is there")
+    return Path(path)
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """Return a JSON file that is one object (raises ScoreError when it is anything else)."""
+    path = require_file(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ScoreError(f"{path}: expected JSON, found text that is none ({error}); correct the file") from None
+    if not isinstance(content, dict):
+        kind = {list: "a list", str: "a text"}.get(type(content), "a single value")
+        raise ScoreError(f"{path}: expected a JSON object of names and values, found {kind}; correct the file")
+    return content
+
+
+def read_records(path: str | Path, *keys: str) -> list[dict[str, Any]]:
+    """Return the objects of a JSON lines file (raises ScoreError naming the line that is none or lacks a key)."""
+    records = []
+    for number, line in enumerate(require_file(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or any(key not in record for key in keys):
+            expected = f"a JSON object with {', '.join(keys)}" if keys else "a JSON object"
+            raise ScoreError(f"{path}: line {number}: expected {expected}, found something else; correct the file")
+        records.append(record)
+    return records
+
+
+def read_arrays(path: str | Path) -> dict[str, Any]:
+    """Return the arrays of an .npz file as lists, dicts and values.
+
+    Raises ScoreError when it is no such file or holds more than data.
+    """
+    content = {}
+    try:
+        with zipfile.ZipFile(require_file(path)) as archive:
+            for member in archive.namelist():
+                with archive.open(member) as handle:
+                    content[member.removesuffix(".npy")] = _read_array(handle)
+    except (zipfile.BadZipFile, EOFError, ValueError, pickle.UnpicklingError, AttributeError, TypeError) as error:
+        raise ScoreError(f"{path}: expected an .npz file of plain values, but {error}; get it anew") from None
+    return content
+
+
+def _read_array(handle: Any) -> Any:
+    """Return one member of an .npz file."""
+    version = np.lib.format.read_magic(handle)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(handle)
+    if dtype.hasobject:
+        return _DataUnpickler(handle).load().tolist()
+    values = np.frombuffer(handle.read(), dtype=dtype, count=int(np.prod(shape)))
+    return values.reshape(shape, order="F" if fortran else "C").tolist()
+
+
+def read_answers(path: str | Path) -> dict[str, Any]:
+    """Return name -> answer of a file: JSON lines with name and answer, a JSON object, or the published .npz.
+
+    A JSON object may hold the answers under `labels`, as `write_labels` puts them; an .npz holds a dict name2reason,
+    or filenames and fileitems. Raises ScoreError for anything else.
+    """
+    path = Path(path)
+    if path.suffix == ".jsonl":
+        records = read_records(path, "name", "answer")
+        if twice := [name for name, count in Counter(record["name"] for record in records).items() if count > 1]:
+            raise ScoreError(f"{path}: expected each clip once, found {twice[0]!r} several times; correct the file")
+        return {record["name"]: record["answer"] for record in records}
+    if path.suffix != ".npz":
+        content = read_object(path)
+        return content["labels"] if isinstance(content.get("labels"), dict) else content
+    content = read_arrays(path)
+    if isinstance(content.get("name2reason"), dict):
+        return content["name2reason"]
+    if {"filenames", "fileitems"} <= content.keys():
+        return dict(zip(content["filenames"], content["fileitems"], strict=True))
+    raise ScoreError(
+        f"{path}: expected name2reason, or filenames and fileitems, found {', '.join(content) or 'nothing'}; "
+        "name a file of answers"
+    )
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Answers in the form that is scored, and how they came to be so."""
+
+    answers: dict[str, Any]
+    """Name -> labels, or name -> sentiment word."""
+    source: str
+
+
+def labels_path(path: Path, sentiment: bool = False) -> Path:
+    """Return where the labels, or the sentiments, that a model found in a file of answers are kept beside it."""
+    return path.with_name(f"{path.stem}-openset{'-sentiment' if sentiment else ''}.json")
+
+
+def write_labels(path: Path, labels: Mapping[str, str], source: str) -> None:
+    """Write what a model found in answers, and which model it was."""
+    content = {"labels_from": source, "labels": dict(labels)}
+    with atomic_write(path) as handle:
+        handle.write(json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def read_labels(path: str | Path, vocabulary: Vocabulary) -> Labelled:
+    """Return the labels of a file of answers: those that a model found, if kept beside it, else words of the wheels.
+
+    Files that hold labels are taken as they are: JSON objects, and what a model found.
+    """
+    path = Path(path)
+    if path.suffix == ".json" or "-openset" in path.name:
+        return Labelled(read_answers(path), _source(path, "as given"))
+    if kept := _kept(path):
+        return Labelled(read_answers(kept), _source(kept, f"as given in {kept.name}"))
+    texts = read_answers(path)
+    labels = {name: vocabulary.find(text) if isinstance(text, str) else text for name, text in texts.items()}
+    return Labelled(labels, "wheel vocabulary")
+
+
+def read_sentiments(path: str | Path, vocabulary: Vocabulary) -> Labelled:
+    """Return the sentiment words of a file of answers: a model's, if kept beside it, else those of its labels."""
+    path = Path(path)
+    if kept := _kept(path, sentiment=True):
+        return Labelled(read_answers(kept), _source(kept, f"as given in {kept.name}"))
+    labelled = read_labels(path, vocabulary)
+    sentiments = {name: vocabulary.sentiment(split_labels(labels)) for name, labels in labelled.answers.items()}
+    return Labelled(sentiments, f"{labelled.source}, sentiment by the first wheel")
+
+
+def _kept(path: Path, sentiment: bool = False) -> Path | None:
+    """Return the file of what a model found in a file of answers, ours or the published scorer's, if there is one."""
+    ours = labels_path(path, sentiment)
+    return next((kept for kept in (ours, ours.with_suffix(".npz")) if kept.is_file()), None)
+
+
+def _source(path: Path, otherwise: str) -> str:
+    """Return what a file of labels says of its origin."""
+    said = read_object(path).get("labels_from") if path.suffix == ".json" else None
+    return said if isinstance(said, str) else otherwise
