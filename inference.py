@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
@@ -31,8 +32,8 @@ from extractors.encoders import build_encoder
 from extractors.openface import EXECUTABLE_VARIABLE
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Wire configuration, checkpoint, clips and answers together."""
+def main(arguments: list[str] | None = None) -> int:
+    """Wire configuration, checkpoint, clips and answers together; return the exit code."""
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     asked = load_config(args.cfg_path, args.options)
@@ -48,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
         answers = [answer_clip(args, answerer, section, kind)]
         show(console, answers[0])
         write_answers(Path(config.inference.base_root) / "clips.jsonl", answers, append=True)
-        return
+        return 0
+    failures: list[tuple[str, str]] = []
     for name, section in asked.datasets.items() or config.datasets.items():
         if args.dataset not in (None, name):
             continue
@@ -59,6 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
         path = folder / f"{checkpoint.name}-{kind}.jsonl"
         count = write_answers(path, answer_dataset(answerer, dataset, kind, console, args.show))
         console.print(f"{count} answers: {path}", soft_wrap=True)
+        failures += answerer.failures
+    return report_failures(failures, config, console)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -142,6 +146,17 @@ def answer_dataset(
         yield answer
 
 
+def report_failures(failures: list[tuple[str, str]], config: Config, console: Console) -> int:
+    """List the clips that could not be answered in a table and return the exit code."""
+    if not failures:
+        return 0
+    path = Path(f"{config.inference.base_root}-failures.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(failures, columns=["clip", "reason"]).to_csv(path, index=False)
+    console.print(f"{len(failures)} clips could not be answered: {path}", soft_wrap=True)
+    return 1
+
+
 def with_action_units_of(root: str, dataset: str, answer: Answer) -> Answer:
     """Return an answer with the action units of its clip's AU JSON, if there is one."""
     try:
@@ -163,6 +178,6 @@ def show(console: Console, answer: Answer) -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -47,6 +47,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     datasets = open_datasets(config, "train")
     logger.info("training on %s", ", ".join(f"{len(dataset)} clips of {dataset.name}" for dataset in datasets))
+    if config.run.check_features and accelerator.is_main_process:
+        for dataset in datasets:
+            dataset.check_arrays()
+    accelerator.wait_for_everyone()
     set_seed(config.run.seed)
     layouts = [LAYOUTS[dataset.config.face_or_frame] for dataset in datasets]
     model = build_affectgpt(config.model, layouts, PRECISION[accelerator.mixed_precision])

@@ -181,6 +181,8 @@ class RunConfig(_Section):
     resume_ckpt_path: Annotated[str | None, Unset] = None
     """Checkpoint folder to go on from; an unfinished run in the run folder goes on by itself."""
     keep_checkpoints: int = Field(3, gt=0)
+    check_features: bool = True
+    """Read every feature once before training; on a million clips that takes minutes, so it can be left out."""
     log_every: int = Field(50, gt=0)
     visualize_training: bool = True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,8 +19,11 @@ from affect.data.prompts import load_prompts, shown_streams
 from affect.layouts import LAYOUTS
 from affect.models.affectgpt import AffectGPT, Decoding, build_affectgpt
 from affect.schema import Clip, Modality
+from affect.store import FeatureError
 from affect.train.checkpoint import load_weights
 from affect.train.loop import to_device
+
+logger = logging.getLogger(__name__)
 
 REASONING, LABELS = "description", "ovlabel"
 """Question kinds of the two ways to answer."""
@@ -51,6 +55,8 @@ class Answerer:
     model: AffectGPT
     config: Config
     layout: str
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    """Clips that could not be answered, and why."""
 
     def __post_init__(self) -> None:
         inference = self.config.inference
@@ -77,11 +83,18 @@ class Answerer:
         ]
 
     def answer_dataset(self, dataset: ClipDataset, kind: str = REASONING) -> Iterator[Answer]:
-        """Answer every clip of a data set, batch after batch."""
+        """Answer every clip of a data set, batch after batch; clips whose features are bad go to `failures`."""
         size = self.config.inference.batch_size
         for start in range(0, len(dataset), size):
-            indices = range(start, min(start + size, len(dataset)))
-            yield from self.answer([dataset.clips[i] for i in indices], [dataset.features(i) for i in indices], kind)
+            batch = []
+            for index in range(start, min(start + size, len(dataset))):
+                try:
+                    batch.append((dataset.clips[index], dataset.features(index)))
+                except FeatureError as error:
+                    self.failures.append((dataset.clips[index].name, str(error)))
+                    logger.warning("%s", error)
+            if batch:
+                yield from self.answer([clip for clip, _ in batch], [features for _, features in batch], kind)
 
 
 def load_answerer(config: Config, checkpoint: Path, layout: str) -> Answerer:

@@ -47,6 +47,15 @@ def test_a_data_set_is_answered_into_json_lines(trained, tmp_path, capsys):
     assert "c8" in capsys.readouterr().out
 
 
+def test_a_clip_with_a_bad_array_is_listed_and_the_others_are_answered(trained, tmp_path):
+    (path,) = (tmp_path / "features" / "toy").glob("audio_*/c9.npy")
+    np.save(path, np.full((8, 10), np.nan, np.float32))
+    assert inference.main(["--cfg-path", str(trained)]) == 1
+    (file,) = (tmp_path / "results-toy" / "run").glob("*.jsonl")
+    assert [answer["name"] for answer in records(file)] == ["c8", "c10", "c11"]
+    assert "c9" in (tmp_path / "results-failures.csv").read_text()
+
+
 def test_labels_only_asks_the_other_question(trained, tmp_path):
     inference.main(["--cfg-path", str(trained), "--no_reasoning"])
     (file,) = (tmp_path / "results-toy" / "run").glob("*-ovlabel.jsonl")

@@ -46,9 +46,9 @@ LAYOUTS = {
 
 WITHOUT = {
     "sound": ["audio"],
-    "face pictures": ["face", "frame"],
-    "action units": ["au"],
-    "face and action units": ["face", "frame", "au"],
+    "face_pictures": ["face", "frame"],
+    "action_units": ["au"],
+    "face_and_action_units": ["face", "frame", "au"],
 }
 """What is taken from the fused model's clips at test time, to see how well it answers from the rest."""
 
@@ -191,10 +191,11 @@ def carry_out(run: Run) -> None:
     settings.append(f"run.visualize_training={run.inputs == 'fused'}")
     train.main(["--cfg-path", str(REPOSITORY / "train_configs/demo.yaml"), "--options", *settings])
     for missing, without in ({"nothing": []} | (WITHOUT if run.inputs == "fused" else {})).items():
-        answers = run.root / "answers" / f"without {missing}"
+        answers = run.root / "answers" / f"without_{missing}"
         query = [*run.options, f"inference.base_root={answers}", f"inference.without={without}"]
         config = str(REPOSITORY / "eval_configs/demo.yaml")
-        inference.main(["--cfg-path", config, "--ckpt", str(folder), "--show", "0", "--options", *query])
+        if inference.main(["--cfg-path", config, "--ckpt", str(folder), "--show", "0", "--options", *query]):
+            raise RuntimeError(f"{run.name}: some clips could not be answered, see {answers}-failures.csv")
 
 
 if __name__ == "__main__":

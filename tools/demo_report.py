@@ -134,13 +134,13 @@ def table(header: list[str], rows: dict[str, list[float]]) -> list[str]:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name, values in rows.items():
         cells = [f"{value:.2f}" if isinstance(value, float) else str(value) for value in values]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
+        lines.append("| " + " | ".join([name.replace("_", " "), *cells]) + " |")
     return lines
 
 
 def read_answers(root: Path, run: str, without: str = "nothing") -> Answers:
     """Return the answers of one run's last checkpoint, with streams taken away or not."""
-    folder = root / "answers" / f"without {without}-demo" / run
+    folder = root / "answers" / f"without_{without}-demo" / run
     files = sorted(folder.glob("*-description.jsonl"))
     if not files:
         raise ValueError(f"{folder}: expected the answers of a run, found none; run the demo with --fresh")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.progress import track
 
 from affect.config import Config, DatasetConfig, ModelConfig
 from affect.data.manifest import read_clips
@@ -59,6 +60,19 @@ class ClipDataset:
                 faults.append(f"no {stream} features of clip {missing[0]!r}{more}: expected {expected}; run: {command}")
         if faults:
             raise FeatureError(f"data set {self.name}: " + "\n".join(faults))
+
+    def check_arrays(self) -> None:
+        """Read every array once; raise FeatureError with the first faults and how many there are."""
+        faults = []
+        for clip in track(self.clips, f"checking {self.name}", disable=len(self) < 1000):
+            for spec in self.specs.values():
+                try:
+                    self.store.read(spec, clip.name)
+                except FeatureError as error:
+                    faults.append(str(error))
+        if faults:
+            more = [f"… and {len(faults) - 5} more"] if len(faults) > 5 else []
+            raise FeatureError(f"data set {self.name}: " + "\n".join([*faults[:5], *more]))
 
 
 def open_dataset(name: str, config: DatasetConfig, model: ModelConfig, split: str) -> ClipDataset:

@@ -33,7 +33,16 @@ from affect.train.visualizer import TrainingVisualizer
 
 _NAME = re.compile(r"checkpoint_(\d{6})_loss_(-?\d+\.\d{3})")
 _PASSING_KEYS = frozenset(
-    ["device", "keep_checkpoints", "log_every", "num_workers", "output_dir", "resume_ckpt_path", "visualize_training"]
+    [
+        "check_features",
+        "device",
+        "keep_checkpoints",
+        "log_every",
+        "num_workers",
+        "output_dir",
+        "resume_ckpt_path",
+        "visualize_training",
+    ]
 )
 """Keys of the run section that may change when a run goes on."""
 

@@ -43,7 +43,7 @@ def test_the_demo_needs_every_stream_and_gets_it_right(tmp_path):
     for what in demo.WITHOUT:
         answers = read_answers(report.parent, "fused_seed1", what)
         assert all(answers.texts.values())  # it answers from the others
-        assert f"| {what} | {answers.accuracy:.2f} |" in text
+        assert f"| {what.replace('_', ' ')} | {answers.accuracy:.2f} |" in text
     assert len(list(report.parent.glob("sample_*.png"))) == 5
     assert "training_curves_epoch8.png" in text
     assert "logistic regression" in text

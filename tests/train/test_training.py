@@ -14,6 +14,7 @@ import train
 from affect.config import save_config
 from affect.data.dataset import open_datasets
 from affect.infer import load_answerer
+from affect.store import FeatureError
 from affect.train.checkpoint import find_checkpoint, list_checkpoints, load_weights, read_config, read_state
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +132,15 @@ def test_answers_name_the_streams_they_rest_on(tiny_world, tmp_path):
     with pytest.raises(ValueError, match="expected a layout like those it was trained on"):
         tiny_world.datasets["toy"].face_or_frame = "audioonly"
         load_answerer(tiny_world, checkpoint, "faceonly")
+
+
+def test_bad_arrays_are_found_before_training(tiny_world, tmp_path):
+    for name in ("c1", "c2"):
+        (path,) = (tmp_path / "features" / "toy").glob(f"audio_*/{name}.npy")
+        np.save(path, np.full((8, 10), np.nan, np.float32))
+    with pytest.raises(FeatureError, match=r"c1\.npy: expected finite numbers(.|\n)*c2\.npy"):
+        run(tiny_world, tmp_path)
+    assert not list_checkpoints(tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_names_the_clips_and_keeps_the_checkpoint(tiny_world, tmp_path, monkeypatch):
