@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from affect.au_json import AuAnalysis, find_au_json, read_au_json
@@ -44,16 +45,15 @@ def main(arguments: list[str] | None = None) -> int:
     kind = LABELS if args.no_reasoning else REASONING
     console = Console()
     if args.video:
-        section = config.inference.override(next(iter(config.datasets.values())))
+        sections = chosen_datasets(asked.datasets or config.datasets, args.dataset)
+        section = config.inference.override(next(iter(sections.values())))
         answerer = load_answerer(config, checkpoint, section.face_or_frame)
         answers = [answer_clip(args, answerer, section, kind)]
         show(console, answers[0])
         write_answers(Path(config.inference.base_root) / "clips.jsonl", answers, append=True)
         return 0
     failures: list[tuple[str, str]] = []
-    for name, section in asked.datasets.items() or config.datasets.items():
-        if args.dataset not in (None, name):
-            continue
+    for name, section in chosen_datasets(asked.datasets or config.datasets, args.dataset).items():
         section = config.inference.override(section)
         dataset = open_dataset(name, section, config.model, config.inference.split)
         answerer = load_answerer(config, checkpoint, section.face_or_frame)
@@ -81,6 +81,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--openface_csv", type=Path, help="its OpenFace table")
     add("--openface_executable", help=f"measure it with this binary; default: {EXECUTABLE_VARIABLE}")
     return parser.parse_args(arguments)
+
+
+def chosen_datasets(datasets: dict[str, DatasetConfig], name: str | None) -> dict[str, DatasetConfig]:
+    """Return the data set of a name, or all (raises ValueError when there is none of that name)."""
+    if name is not None and name not in datasets:
+        raise ValueError(f"--dataset {name}: expected one of {', '.join(datasets)}")
+    return datasets if name is None else {name: datasets[name]}
 
 
 def ckpt_root(config: Config, cfg_path: str) -> str:
@@ -126,6 +133,8 @@ def answer_clip(args: argparse.Namespace, answerer: Answerer, section: DatasetCo
         specs,
         describe_clip,
         lambda stream: build_encoder(stream, specs[stream].encoder, device),
+        section.frame_sampling,
+        section.frame_n_frms,
     )
     (answer,) = answerer.answer([clip], [features], kind)
     return with_action_units(answer, analysis) if analysis else answer
@@ -163,12 +172,15 @@ def with_action_units_of(root: str, dataset: str, answer: Answer) -> Answer:
         analysis: AuAnalysis = read_au_json(find_au_json(root, dataset, answer.name))
     except FileNotFoundError:
         return answer
+    except ValueError as error:  # the answer does not rest on this file
+        logging.warning("%s", error)
+        return answer
     return with_action_units(answer, analysis)
 
 
 def show(console: Console, answer: Answer) -> None:
     """Print one answer and what it rests on."""
-    console.print(f"[bold]{answer.name}[/bold]  {answer.answer}", highlight=False)
+    console.print(f"[bold]{escape(answer.name)}[/bold]  {escape(answer.answer)}", highlight=False)
     units = ", ".join(f"{unit} {value:.1f}" for unit, value in list(answer.action_units.items())[:6])
     rests = f"shown: {', '.join(answer.streams) or 'words only'}"
     if answer.missing:
@@ -179,5 +191,5 @@ def show(console: Console, answer: Answer) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")

@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     samples = TrainingSamples(
         datasets, load_prompts(config.model.prompt_file), query_tokens(config.model), config.run.seed
     )
+    samples.check_answers()
     if accelerator.is_main_process:
         save_config(config, folder / "config.yaml")
         logger.info("run folder: %s", folder)
@@ -81,5 +82,5 @@ def start_accelerator(config: Config) -> Accelerator:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

@@ -208,6 +208,18 @@ def _check_parts(path: Path, known: dict[str, Any]) -> None:
     ):
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(f"{path}: {key} must be a list of objects, found something else; make the file anew")
+    for frame in known.get("per_frame_au_descriptions", []):
+        active = frame.setdefault("active_aus", {}) or {}
+        frame["active_aus"] = active
+        if not isinstance(frame.get("frame", 1), int) or not isinstance(active, dict):
+            raise ValueError(
+                f"{path}: per_frame_au_descriptions must hold whole numbers as frame and objects as active_aus, found "
+                f"{frame.get('frame')!r} and {_json_type(active)}; make the file anew"
+            )
+        if not all(isinstance(value, int | float) for value in active.values()):
+            raise ValueError(f"{path}: active_aus must hold numbers, found something else; make the file anew")
+    if not all(isinstance(peak.get("peak_index"), int) for peak in info.get("peak_frames", [])):
+        raise ValueError(f"{path}: au_info.peak_frames must hold whole numbers peak_index; make the file anew")
     runs = info.get("frames_without_face", [])
     pairs = isinstance(runs, list) and all(
         isinstance(run, list) and len(run) == 2 and all(isinstance(end, int) for end in run) for run in runs

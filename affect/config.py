@@ -310,8 +310,8 @@ def load_config(path: str | Path, options: list[str] | tuple[str, ...] = ()) -> 
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; expected a YAML configuration") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a YAML configuration, but {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: expected YAML, but it cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -353,12 +353,16 @@ def _apply_option(content: dict[str, Any], option: str) -> None:
         target = target[section]
         if not isinstance(target, dict):
             raise ConfigError(f"--options {option}: {section} is no section")
-    target[last] = yaml.safe_load(value)
+    try:
+        target[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--options {option}: {value!r} is no YAML value; quote it") from None
 
 
 def _drop_not_needed(content: dict[str, Any], where: str) -> None:
     sections = {name: content.get(name) for name in ("model", "run", "inference")}
-    sections |= {f"datasets.{name}": section for name, section in (content.get("datasets") or {}).items()}
+    datasets = content.get("datasets")
+    sections |= {f"datasets.{name}": s for name, s in datasets.items()} if isinstance(datasets, dict) else {}
     for name, section in sections.items():
         if not isinstance(section, dict):
             continue

@@ -128,12 +128,16 @@ class FeatureStore:
             np.save(handle, np.ascontiguousarray(array), allow_pickle=False)
         return path
 
+    def has_folder(self, spec: FeatureSpec) -> bool:
+        """Whether there is a folder of these features, under any spelling."""
+        return any((self.root / folder).is_dir() for folder in (spec.folder, *_other_spellings(spec)))
+
     def provenance(self, spec: FeatureSpec) -> dict[str, Any] | None:
         """Return what the sidecar of these features says, or None where there is none."""
         for folder in (spec.folder, *_other_spellings(spec)):
             path = self.root / folder / SIDECAR
             if path.is_file():
-                return json.loads(path.read_text(encoding="utf-8"))
+                return _read_sidecar(path)
         return None
 
     def _write_sidecar(self, spec: FeatureSpec, folder: Path, provenance: dict[str, Any]) -> None:
@@ -143,7 +147,7 @@ class FeatureStore:
             with atomic_write(path) as handle:
                 handle.write(json.dumps(content, indent=1, sort_keys=True).encode())
             return
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = _read_sidecar(path)
         # library versions may move under a long extraction; what was computed may not
         for key in content.keys() - {"versions"}:
             if found.get(key) != json.loads(json.dumps(content[key])):
@@ -157,7 +161,7 @@ class FeatureStore:
             return
         sidecar = folder / SIDECAR
         if sidecar.is_file():
-            found = json.loads(sidecar.read_text(encoding="utf-8"))
+            found = _read_sidecar(sidecar)
             for key, expected in _identity(spec).items():
                 if key in found and found[key] != expected:
                     raise FeatureError(
@@ -167,6 +171,16 @@ class FeatureStore:
         else:
             warnings.warn(f"{folder} has no {SIDECAR}: features of unknown origin are used", stacklevel=3)
         self._checked_folders.add(folder)
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise FeatureError(f"{path}: expected a JSON object that says how the features were made; extract them anew")
+    return content
 
 
 def _identity(spec: FeatureSpec) -> dict[str, Any]:

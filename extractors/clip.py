@@ -84,6 +84,8 @@ def extract_clip(
     specs: dict[Modality, FeatureSpec],
     describe: Describe,
     encoders: Callable[[Modality], Encoder],
+    sampling: str = "uniform",
+    frame_count: int = 8,
 ) -> tuple[dict[Modality, np.ndarray], AuAnalysis | None]:
     """Return stream -> [T, D] of one clip, as the stages would store them, and its AU analysis.
 
@@ -91,26 +93,26 @@ def extract_clip(
     cannot be read.
     """
     analysis = None
-    if openface_csv:
+    wanted = Modality.AU in specs or sampling == "emotion_peak"
+    if wanted and openface_csv:
         analysis = analyse_openface(openface_csv, source_path=video)
-    elif sources.openface_executable:
+    elif wanted and sources.openface_executable:
         with tempfile.TemporaryDirectory() as folder:
             table = run_openface(video, folder, sources.openface_executable, sources.openface_args)
             analysis = analyse_openface(table, source_path=video)
-    frame = specs.get(Modality.FRAME)
-    sampling, count = (frame.sampling, frame.count) if frame else ("uniform", 8)
     texts: list[str] = []
     if analysis and not analysis.faceless:
-        analysis = describe(analysis, frames_to_describe(analysis, count, sampling))
+        analysis = describe(analysis, frames_to_describe(analysis, frame_count, sampling))
         texts = sentences(analysis)
     task = MediaTask(
         name=video.stem,
         video=video,
         audio=audio or video,
         streams=tuple(stream for stream in specs if stream != Modality.AU),
-        frame_count=count,
+        frame_count=frame_count,
         sampling=sampling,
         au_info=analysis.au_info if analysis else None,
+        clips_per_video=specs[Modality.AUDIO].count if Modality.AUDIO in specs else 8,
     )
     media = load_media(task)  # in this process: whoever waits for one clip can stop it
     if media.errors:

@@ -193,7 +193,13 @@ def load_face_array(face_root: str | Path, name: str) -> np.ndarray:
         raise MediaError(
             f"{path}: expected uint8 faces [T, H, W, 3], but it cannot be read ({error}); make it anew"
         ) from None
-    if not isinstance(faces, np.ndarray) or faces.ndim != 4 or faces.shape[3] != 3 or faces.dtype != np.uint8:
+    if (
+        not isinstance(faces, np.ndarray)
+        or faces.ndim != 4
+        or 0 in faces.shape[1:3]
+        or faces.shape[3] != 3
+        or faces.dtype != np.uint8
+    ):
         found = f"{faces.dtype} {list(faces.shape)}" if isinstance(faces, np.ndarray) else "an archive"
         raise MediaError(f"{path}: expected uint8 faces [T, H, W, 3], found {found}; make it anew")
     return faces

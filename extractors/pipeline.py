@@ -22,7 +22,7 @@ import pandas as pd
 from pebble import ProcessExpired, ProcessPool
 from rich.progress import track
 
-from affect.au_json import AuAnalysis, au_json_path, require_sentences, write_au_json
+from affect.au_json import AuAnalysis, au_json_path, find_au_json, read_au_json, require_sentences, write_au_json
 from affect.files import atomic_write
 from affect.schema import Modality, check_name
 from affect.store import FeatureError, FeatureSpec, FeatureStore
@@ -119,6 +119,8 @@ def decode_all(tasks: Iterable[MediaTask], workers: int, time_limit: float) -> I
                 reason = f"decoding took longer than {time_limit:g} s; re-encode the clip or raise --time_limit"
             except ProcessExpired as error:
                 reason = f"decoding ended its process ({error}); re-encode the clip"
+            except Exception as error:  # whatever a library raises on one clip, the others go on
+                reason = f"decoding failed: {type(error).__name__}: {error}"
             return task, Media.failed(task, reason)
 
         for task in tasks:
@@ -151,7 +153,10 @@ def _au_stages(plan: Plan, describe: Describe, report: RunReport) -> dict[str, A
         try:
             video = find_video(plan.sources.video_root, name)
             remake = plan.overwrite and "au_json" in plan.stages
-            analysis = analyse_clip(plan.sources, plan.dataset, name, video, remake)
+            if "au_json" in plan.stages:
+                analysis = analyse_clip(plan.sources, plan.dataset, name, video, remake)
+            else:
+                analysis = read_au_json(find_au_json(plan.sources.au_root or "", plan.dataset, name))
             stage = "au_text"
             undescribed = not (analysis.summary_description or analysis.fine_grained_descriptions)
             if "au_text" in plan.stages and (undescribed or plan.overwrite) and not analysis.faceless:
@@ -171,7 +176,9 @@ def _au_features(
     plan: Plan, analyses: dict[str, AuAnalysis], encoders: Callable[[Modality], Encoder], report: RunReport
 ) -> None:
     spec = plan.specs[Modality.AU]
-    names = _to_make(plan, spec, analyses)
+    remade = {name for name in analyses if "au_text" in report.clips[name].made}
+    missing = set(_to_make(plan, spec, analyses))
+    names = [name for name in analyses if name in remade | missing]
     for chunk in _chunks(names, ENCODER_BATCH):
         texts, kept = [], []
         for name in chunk:
@@ -194,7 +201,13 @@ def _media_features(
             wanted.setdefault(name, []).append(stream)
     if not wanted:
         return
-    tasks = (_media_task(plan, name, streams, analyses.get(name)) for name, streams in wanted.items())
+    if plan.sampling == "emotion_peak":
+        for name in [name for name, asked in wanted.items() if Modality.FRAME in asked and name not in analyses]:
+            report.fail(
+                name, str(Modality.FRAME), "its peak is not known: expected an AU analysis; see the failure above"
+            )
+            wanted[name].remove(Modality.FRAME)
+    tasks = (_media_task(plan, name, asked, analyses.get(name)) for name, asked in wanted.items() if asked)
     decoded = decode_all(tasks, plan.workers, plan.time_limit)
     progress = track(decoded, "features", total=len(wanted), disable=len(wanted) < 20)
     for chunk in _chunks(progress, ENCODER_BATCH):
@@ -222,6 +235,7 @@ def _media_task(plan: Plan, name: str, streams: Sequence[Modality], analysis: Au
         sampling=plan.sampling,
         au_info=analysis.au_info if analysis else None,
         face_finder=plan.face_finder,
+        clips_per_video=plan.specs[Modality.AUDIO].count if Modality.AUDIO in plan.specs else 8,
     )
 
 
@@ -235,12 +249,31 @@ def _encode_and_write(
     provenance = encoder.provenance()
     if spec.modality == Modality.FACE:
         provenance["faces_from"] = "face arrays" if plan.sources.face_root else face_finder_name(plan.face_finder)
-    for name, array in zip(names, encoder(list(items)) if names else [], strict=True):
+    for name, array in _encode(encoder, names, items, str(spec.modality), report):
         try:
             plan.store.write(spec, name, array, provenance)
             report.clips[name].made.append(str(spec.modality))
         except CLIP_ERRORS as error:
             report.fail(name, str(spec.modality), error)
+
+
+def _encode(
+    encoder: Encoder, names: Sequence[str], items: Sequence, stage: str, report: RunReport
+) -> list[tuple[str, np.ndarray]]:
+    """Return name and features of the clips that can be encoded; when a batch fails, its clips are tried one by one."""
+    if not names:
+        return []
+    try:
+        return list(zip(names, encoder(list(items)), strict=True))
+    except Exception as error:  # whatever a library raises on one clip, the others go on
+        if len(names) == 1:
+            report.fail(names[0], stage, f"{type(error).__name__}: {error}")
+            return []
+    return [
+        pair
+        for name, item in zip(names, items, strict=True)
+        for pair in _encode(encoder, [name], [item], stage, report)
+    ]
 
 
 def _chunks(items: Iterable, size: int) -> Iterator[list]:
@@ -262,8 +295,8 @@ def _write_tables(plan: Plan, report: RunReport) -> None:
         rows[name] = {
             "name": name,
             "status": "failed" if name in failed else "done",
-            "faceless": clip.faceless or _is_empty(plan, Modality.FACE, name),
-            "silent": _is_empty(plan, Modality.AUDIO, name),
+            "faceless": clip.faceless or _is_empty(plan, Modality.FACE, name, before.get("faceless")),
+            "silent": _is_empty(plan, Modality.AUDIO, name, before.get("silent")),
             "reader": clip.reader or before.get("reader", ""),
             "seconds": f"{clip.seconds:.2f}" if clip.made else before.get("seconds", ""),
         }
@@ -271,9 +304,11 @@ def _write_tables(plan: Plan, report: RunReport) -> None:
     _write_table(plan.store.root / FAILURE_TABLE, pd.DataFrame(report.failures, columns=["clip", "stage", "reason"]))
 
 
-def _is_empty(plan: Plan, stream: Modality, name: str) -> bool:
-    """Whether the stored features of a stream say that the clip has none of it."""
-    array = _stored(plan, plan.specs[stream], name) if stream in plan.specs else None
+def _is_empty(plan: Plan, stream: Modality, name: str, before: object) -> bool:
+    """Whether the stored features of a stream say that the clip has none of it; `before`: what an earlier run said."""
+    if stream not in plan.specs:
+        return before == "True"
+    array = _stored(plan, plan.specs[stream], name)
     return array is not None and len(array) == 0
 
 

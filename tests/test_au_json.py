@@ -226,3 +226,25 @@ def test_a_dataset_folder_of_another_case_is_found(tmp_path):
     (tmp_path / "MERCaptionPlus").mkdir()
     path = au_json_path(tmp_path, "mercaptionplus", "a")
     assert path == tmp_path / "MERCaptionPlus" / "a" / "a_au_analysis.json"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"per_frame_au_descriptions": [{"frame": "1"}]},
+        {"per_frame_au_descriptions": [{"frame": 1, "active_aus": [1]}]},
+        {"per_frame_au_descriptions": [{"frame": 1, "active_aus": {"AU12_r": "high"}}]},
+        {"au_info": {"peak_frames": [{"timestamp": 1.0}]}},
+    ],
+)
+def test_parts_that_would_break_their_readers_are_refused(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"x\.json"):
+        read_au_json(path)
+
+
+def test_null_action_units_are_none(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"per_frame_au_descriptions": [{"frame": 1, "active_aus": None}]}))
+    assert read_au_json(path).per_frame_au_descriptions[0]["active_aus"] == {}

@@ -50,6 +50,16 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path):
     assert load_config(tmp_path / "c.yaml") == config
 
 
+@pytest.mark.parametrize("option", ["datasets=foo", "run.seed=[1", "model=3"])
+def test_odd_options_are_refused_without_a_traceback(tmp_path, option):
+    path = tmp_path / "x.yaml"
+    path.write_text("{}")
+    with pytest.raises(ConfigError):
+        load_config(path, [option])
+    with pytest.raises(ConfigError, match="expected a YAML configuration"):
+        load_config(tmp_path)
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", "just text"])
 def test_a_file_that_is_no_configuration_says_so(tmp_path, content):
     path = tmp_path / "x.yaml"

@@ -10,6 +10,7 @@ import inference
 import train
 from affect.au_json import au_json_path, write_au_json
 from affect.config import ConfigError, save_config
+from affect.infer import Answer
 from affect.schema import Modality
 from affect.store import FeatureStore
 from extractors.openface import analyse_openface
@@ -54,6 +55,27 @@ def test_a_clip_with_a_bad_array_is_listed_and_the_others_are_answered(trained, 
     (file,) = (tmp_path / "results-toy" / "run").glob("*.jsonl")
     assert [answer["name"] for answer in records(file)] == ["c8", "c10", "c11"]
     assert "c9" in (tmp_path / "results-failures.csv").read_text()
+
+
+def test_an_unknown_data_set_is_named(trained):
+    with pytest.raises(ValueError, match="--dataset nope: expected one of toy"):
+        inference.main(["--cfg-path", str(trained), "--dataset", "nope"])
+
+
+def test_a_broken_au_json_costs_the_units_and_not_the_answer(trained, tmp_path):
+    path = au_json_path(tmp_path / "au", "toy", "c8")
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    inference.main(["--cfg-path", str(trained), "--options", f"inference.mer_factory_output={tmp_path / 'au'}"])
+    (file,) = (tmp_path / "results-toy" / "run").glob("*.jsonl")
+    assert len(records(file)) == 4
+
+
+def test_answers_that_look_like_markup_are_printed_as_they_are(capsys):
+    answer = Answer("a[x]", "toy", "?", "so [/laughs] happy", [], [])
+    inference.show(inference.Console(), answer)
+    assert "a[x]" in (shown := capsys.readouterr().out)
+    assert "[/laughs]" in shown
 
 
 def test_labels_only_asks_the_other_question(trained, tmp_path):

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from affect.data.manifest import read_table
@@ -25,6 +26,7 @@ from affect.store import FeatureSpec, FeatureStore
 from extractors.au_text import describe_clip
 from extractors.clip import Describe, Sources
 from extractors.encoders import Encoder, build_encoder
+from extractors.faces import face_finder_name
 from extractors.media import list_videos
 from extractors.openface import EXECUTABLE_VARIABLE
 from extractors.pipeline import FAILURE_TABLE, STAGES, Plan, RunReport, run
@@ -93,14 +95,16 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--au_maker", default=TEMPLATES, help="templates, or a language model's folder or hub id")
     add("--au_adapter", help="PEFT adapter of that language model")
     add("--frame_sampling", default="uniform", choices=["uniform", "headtail", "emotion_peak"])
-    add("--frame_n_frms", type=int, default=8)
+    add("--frame_n_frms", type=_positive, default=8)
+    add("--clips_per_video", type=_positive, default=8, help="sound clips of 2 s")
     add("--face_finder", default="auto", choices=["auto", "opencv", "mediapipe"])
     add("--device", default="cpu", help="where encoders and language model run, e.g. cuda:0")
-    add("--num_workers", type=int, default=2, help="processes that decode clips")
+    add("--num_workers", type=_positive, default=2, help="processes that decode clips")
     add("--time_limit", type=float, default=60.0, help="seconds that decoding one clip may take")
     add("--overwrite", action="store_true", help="make anew what is there")
     args = parser.parse_args(arguments)
     check_name(args.dataset, "--dataset")
+    face_finder_name(args.face_finder)
     args.mer_factory_output = args.mer_factory_output or args.save_root / "au_json"
     return args
 
@@ -135,21 +139,17 @@ def feature_spec(args: argparse.Namespace, stream: Modality, dim: int) -> Featur
     encoder = {Modality.AUDIO: args.acoustic_encoder, Modality.AU: args.au_encoder}.get(stream, args.visual_encoder)
     if stream == Modality.FRAME:
         return FeatureSpec(stream, encoder, dim, args.frame_n_frms, args.frame_sampling)
-    return FeatureSpec(stream, encoder, dim)
+    return FeatureSpec(stream, encoder, dim, args.clips_per_video if stream == Modality.AUDIO else 8)
 
 
 def sentence_maker(args: argparse.Namespace) -> Describe:
-    """Return the maker of AU sentences; a language model is loaded when its first sentence is asked for."""
-    if args.au_maker == TEMPLATES:
+    """Return the maker of AU sentences."""
+    if args.au_maker == TEMPLATES or "au_text" not in args.stages:
         return describe_clip
 
-    @cache
-    def agent():
-        from extractors.au_agent import AuAgent
+    from extractors.au_agent import AuAgent
 
-        return AuAgent(args.au_maker, args.au_adapter, args.device)
-
-    return lambda analysis, indices: agent().describe_clip(analysis, indices)
+    return AuAgent(args.au_maker, args.au_adapter, args.device).describe_clip
 
 
 def print_summary(plan: Plan, report: RunReport) -> None:
@@ -158,12 +158,20 @@ def print_summary(plan: Plan, report: RunReport) -> None:
     for what in ("au_text", *map(str, plan.specs)):
         table.add_row(f"{what} made", str(sum(what in clip.made for clip in report.clips.values())))
     faceless = [name for name, clip in report.clips.items() if clip.faceless]
-    table.add_row("without a face", f"{len(faceless)} {'(' + ', '.join(faceless[:5]) + ')' if faceless else ''}")
+    table.add_row(
+        "without a face", escape(f"{len(faceless)} {'(' + ', '.join(faceless[:5]) + ')' if faceless else ''}")
+    )
     table.add_row("failed", str(len({name for name, _, _ in report.failures})))
     console = Console()
     console.print(table)
     if report.failures:
         console.print(f"see {plan.store.root / FAILURE_TABLE}")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, found {text!r}")
+    return int(text)
 
 
 def _stages(text: str) -> tuple[str, ...]:
@@ -177,5 +185,5 @@ def _stages(text: str) -> tuple[str, ...]:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

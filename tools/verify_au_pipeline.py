@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from affect.au_json import find_au_json, read_au_json, require_sentences
+from affect.au_json import au_json_path, find_au_json, read_au_json, require_sentences
 from affect.config import Config, DatasetConfig, load_config
 from affect.data.manifest import read_clips
 from affect.layouts import LAYOUTS
@@ -42,7 +42,7 @@ class Finding:
 def main(arguments: list[str] | None = None) -> int:
     """Check every clip of every data set and print the findings; return the exit code."""
     args = parse_arguments(arguments)
-    warnings.simplefilter("ignore")  # folders without a sidecar are named below
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # folders without a sidecar
     config = load_config(args.cfg_path, args.options) if args.cfg_path else config_of_options(args)
     findings = []
     for name, section in config.datasets.items():
@@ -73,6 +73,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--visual_encoder", default="CLIP_VIT_LARGE")
     add("--acoustic_encoder", default="HUBERT_LARGE")
     add("--au_encoder", default="CLIP_VITB32")
+    add("--frame_sampling", default="uniform", choices=["uniform", "headtail", "emotion_peak"])
+    add("--frame_n_frms", type=int, default=8)
     add("--json", action="store_true", help="print findings as one JSON object")
     args = parser.parse_args(arguments)
     if not args.cfg_path and not args.dataset:
@@ -91,6 +93,8 @@ def config_of_options(args: argparse.Namespace) -> Config:
         visual_encoder=args.visual_encoder,
         acoustic_encoder=args.acoustic_encoder,
         au_encoder=args.au_encoder,
+        frame_sampling=args.frame_sampling,
+        frame_n_frms=args.frame_n_frms,
     )
     store = FeatureStore(Path(args.save_root), args.dataset)
     for stream in STORED_MODALITIES:
@@ -104,7 +108,7 @@ def config_of_options(args: argparse.Namespace) -> Config:
 def extracted_streams(dataset: str, section: DatasetConfig) -> tuple[Modality, ...]:
     """Return the streams to check without a train config: action units, and what has a folder."""
     store = FeatureStore(Path(section.preextracted_root), dataset)
-    found = [stream for stream in STORED_MODALITIES if (store.root / section.spec(stream, 1).folder).is_dir()]
+    found = [stream for stream in STORED_MODALITIES if store.has_folder(section.spec(stream, 1))]
     return tuple(dict.fromkeys([*found, Modality.AU]))
 
 
@@ -123,9 +127,10 @@ def clip_names(dataset: str, section: DatasetConfig, store: FeatureStore, au_roo
     if section.csv_path:
         return [clip.name for clip in read_clips(dataset, section)]
     names = {path.stem for path in store.root.glob("*/*.npy")}
-    names |= {
-        path.parent.name for path in au_root.glob("**/*_au_analysis.json") if dataset.lower() in str(path).lower()
-    }
+    # with the data set's folder between root and clips, or without
+    folder = au_json_path(au_root, dataset, "any").parent.parent
+    folder = folder if folder.is_dir() else au_root
+    names |= {path.parent.name for path in folder.glob("*/*_au_analysis.json")}
     if not names:
         raise ValueError(f"{store.root} and {au_root}: expected features or AU JSON of {dataset}, found neither")
     return sorted(names)

@@ -17,6 +17,9 @@ from affect.layouts import LAYOUTS
 from affect.schema import Clip, Modality, Sample
 from affect.store import EXTRACT_COMMAND, FeatureError, FeatureSpec, FeatureStore
 
+HYBRID = ("description", "ovlabel")
+"""Question kinds that label_type hybird draws from."""
+
 
 def query_tokens(model: ModelConfig) -> dict[Modality, int]:
     """Return how many fused tokens the model makes for each stream."""
@@ -111,6 +114,20 @@ class TrainingSamples:
     def __len__(self) -> int:
         return sum(len(dataset) for dataset in self.datasets)
 
+    def check_answers(self) -> None:
+        """Raise ValueError naming the first clips that lack a label which training would ask for, and their number."""
+        faults = []
+        for dataset in self.datasets:
+            kind = dataset.config.label_type
+            for clip in dataset.clips:
+                for asked in HYBRID if kind == "hybird" else (kind,):
+                    try:
+                        self.prompts.answer(asked, clip)
+                    except ValueError as error:
+                        faults.append(str(error))
+        if faults:
+            raise ValueError("\n".join([*faults[:5], *([f"… and {len(faults) - 5} more"] if len(faults) > 5 else [])]))
+
     def __getitem__(self, draw: Draw) -> Sample:
         rng = np.random.default_rng((self.seed, draw.cycle, draw.index))
         dataset, index = self._locate(draw.index)
@@ -118,7 +135,7 @@ class TrainingSamples:
         features = _drop_streams(dataset.features(index), dataset.config.modality_dropout, rng)
         kind = dataset.config.label_type
         if kind == "hybird":
-            kind = str(rng.choice(["description", "ovlabel"]))
+            kind = str(rng.choice(HYBRID))
         answer = self.prompts.answer(kind, clip)
         return make_sample(clip, features, dataset.config.face_or_frame, self.prompts, kind, self.tokens, answer)
 

@@ -18,6 +18,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -80,7 +81,8 @@ def save_checkpoint(
     curves.save_data(temporary / "curves.npz")
     save_config(config, temporary / "config.yaml")
     (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
+    for other in run_folder.glob(f"checkpoint_{state.epoch:06d}_loss_*"):
+        shutil.rmtree(other)
     temporary.rename(folder)
     for old in list_checkpoints(run_folder)[: -config.run.keep_checkpoints]:
         shutil.rmtree(old)
@@ -153,7 +155,11 @@ def load_weights(checkpoint: Path, model: AffectGPT) -> None:
 
 def load_optimizer(checkpoint: Path) -> dict[str, Any]:
     """Return the optimizer state of a checkpoint, on the CPU."""
-    return torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    path = checkpoint / "optimizer.pt"
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{path}: expected the optimizer's state, but it cannot be read ({error})") from None
 
 
 def run_folder(config: Config, cfg_path: str | Path) -> tuple[Path, Path | None]:
@@ -168,20 +174,31 @@ def run_folder(config: Config, cfg_path: str | Path) -> tuple[Path, Path | None]
     if config.run.output_dir:
         folder = Path(config.run.output_dir)
         last = (list_checkpoints(folder) or [None])[-1]
-        if last is not None and asked is None:
-            differing = _differences(config, read_config(last))
-            if differing:
-                raise ValueError(
-                    f"{folder} holds a run with other settings ({', '.join(differing)}); "
-                    "give another run.output_dir, or remove that folder"
-                )
-        return folder, asked or last
+        differing = _differences(config, read_config(last)) if last else []
+        if differing:
+            raise ValueError(
+                f"{folder} holds a run with other settings ({', '.join(differing)}); "
+                "give another run.output_dir, or remove that folder"
+            )
+        return folder, _further(asked, last)
     root = Path("output") / name
     for folder in sorted(root.glob(f"{name}_*"), reverse=True):
         last = (list_checkpoints(folder) or [None])[-1]
-        if asked is None and last and not read_state(last).finished and not _differences(config, read_config(last)):
-            return folder, last
-    return root / f"{name}_{datetime.now():%Y%m%d%H%M}", asked
+        if last and not read_state(last).finished and not _differences(config, read_config(last)):
+            return folder, _further(asked, last)
+    folder = new = root / f"{name}_{datetime.now():%Y%m%d%H%M}"
+    number = 1
+    while new.exists():  # two runs of one minute
+        number += 1
+        new = folder.with_name(f"{folder.name}_{number}")
+    return new, asked
+
+
+def _further(asked: Path | None, last: Path | None) -> Path | None:
+    """Return the checkpoint that is further on: a stopped run that had gone on from `asked` goes on from its own."""
+    if asked is None or last is None:
+        return asked or last
+    return last if read_state(last).step >= read_state(asked).step else asked
 
 
 def _differences(config: Config, other: Config) -> list[str]:

@@ -48,6 +48,8 @@ def train(
     clips of a batch whose loss is not finite.
     """
     run = config.run
+    if not model.trainable():
+        raise ValueError("nothing is trainable: the layout has no stream, and model.frozen_llm is True; change either")
     optimizer = torch.optim.AdamW(_decay_groups(model, run.weight_decay), lr=run.init_lr, betas=(0.9, run.adam_beta2))
     visualizer = TrainingVisualizer(folder / "training_curves", run.visualize_training)
     state = TrainState(epoch=0, step=0, loss=math.nan, finished=False)
@@ -57,7 +59,7 @@ def train(
         optimizer.load_state_dict(load_optimizer(checkpoint))
         visualizer.load_data(checkpoint / "curves.npz")
         logger.info("going on from %s (epoch %d, step %d)", checkpoint, state.epoch, state.step)
-    elif config.model.standardize_features:
+    elif config.model.standardize_features and not config.model.ckpt:  # its statistics came with the weights
         fit_feature_norms(model, samples.datasets, run.seed)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     batches = iter(_loader(config, model, samples, state.step, accelerator))

@@ -178,6 +178,60 @@ def test_a_json_that_measured_a_few_frames_only_is_described_at_those(tmp_path, 
     assert list(read_au_json(path).summary_description) == ["1", "35", "69"]
 
 
+def test_frames_around_a_peak_are_never_taken_where_the_peak_is_not_known(tmp_path, sources):
+    (sources.openface_root / "b.csv").unlink()
+    p = plan(tmp_path, ["a", "b"], sources, [Modality.FRAME], sampling="emotion_peak")
+    p.specs[Modality.FRAME] = FeatureSpec(Modality.FRAME, "DCT", 128, sampling="emotion_peak")
+    failed = {(name, stage) for name, stage, _ in run(p, describe_clip, encoder).failures}
+    assert failed == {("b", "au_json"), ("b", "frame")}
+    assert p.store.missing(p.specs[Modality.FRAME], ["a", "b"]) == ["b"]
+
+
+def test_remade_sentences_remake_their_features(tmp_path, sources):
+    p = plan(tmp_path, ["a"], sources, [Modality.AU])
+    run(p, describe_clip, encoder)
+    before = p.store.read(p.specs[Modality.AU], "a")
+    path = au_json_path(tmp_path / "au", "toy", "a")
+    analysis = read_au_json(path)
+    analysis.per_frame_au_descriptions = [
+        {**f, "active_aus": {"AU26_r": 4.0}} for f in analysis.per_frame_au_descriptions
+    ]
+    write_au_json(analysis, path)
+    again = plan(tmp_path, ["a"], sources, [Modality.AU], stages=("au_text", "features"), overwrite=True)
+    run(again, describe_clip, encoder)
+    assert not np.array_equal(p.store.read(p.specs[Modality.AU], "a"), before)
+
+
+def test_one_stream_at_a_time_keeps_what_is_known_of_the_others(tmp_path, sources):
+    run(plan(tmp_path, ["c"], sources, [Modality.FACE, Modality.AU]), describe_clip, encoder)
+    run(plan(tmp_path, ["c"], sources, [Modality.AUDIO]), describe_clip, encoder)
+    assert "c,done,True,False" in (tmp_path / "features" / "toy" / "clips.csv").read_text()
+
+
+def test_an_encoder_that_fails_on_one_clip_keeps_the_others(tmp_path, sources):
+    class Fussy:
+        dim = 128
+
+        def provenance(self):
+            return {}
+
+        def __call__(self, items):
+            if any(len(item) == 3 for item in items):
+                raise KeyError("three")
+            return [np.zeros((len(item), 128), np.float32) for item in items]
+
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    np.save(faces / "a.npy", np.zeros((9, 4, 4, 3), np.uint8))
+    np.save(faces / "b.npy", np.zeros((0, 4, 4, 3), np.uint8))
+    np.save(faces / "c.npy", np.zeros((5, 0, 0, 3), np.uint8))
+    p = plan(tmp_path, list("abc"), Sources(face_root=faces), [Modality.FACE])
+    report = run(p, describe_clip, lambda stream: Fussy())
+    assert [name for name, _, _ in report.failures] == ["c"]
+    assert report.clips["b"].faceless is False
+    assert p.store.read(p.specs[Modality.FACE], "b").shape == (0, 128)
+
+
 def hang(task: MediaTask) -> Media:
     if task.name == "hangs":
         time.sleep(600)

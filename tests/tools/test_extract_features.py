@@ -111,6 +111,19 @@ def test_the_checker_finds_every_kind_of_fault(copied, capsys):
     assert "rows of length 1" in found["grid_brbk7n", "au"]
 
 
+def test_the_checker_names_a_sidecar_that_is_no_json(copied, capsys):
+    sidecar = copied / "features" / "real" / "au_HASHED_NGRAMS_8frms" / "provenance.json"
+    sidecar.write_text("{")
+    with pytest.raises(ValueError, match=r"provenance\.json: expected a JSON object"):
+        check(copied)
+
+
+def test_the_checker_takes_no_clips_of_other_data_sets(copied, capsys):
+    places = ["--mer-factory-output", str(copied / "au"), "--save_root", str(copied / "features")]
+    with pytest.raises(ValueError, match="expected features or AU JSON of copy"):
+        verify_au_pipeline.main(["--dataset", "copy", *places, *EMBEDDED])
+
+
 def test_the_checker_compares_features_with_a_train_config(copied, tmp_path, capsys):
     config = tmp_path / "x.yaml"
     config.write_text(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
@@ -15,7 +16,7 @@ from affect.config import save_config
 from affect.data.dataset import open_datasets
 from affect.infer import load_answerer
 from affect.store import FeatureError
-from affect.train.checkpoint import find_checkpoint, list_checkpoints, load_weights, read_config, read_state
+from affect.train.checkpoint import find_checkpoint, list_checkpoints, load_weights, read_config, read_state, run_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,6 +88,50 @@ def test_without_an_output_dir_runs_are_named_after_config_and_time(tiny_world, 
     (folder,) = (tmp_path / "output" / "toy").iterdir()
     assert folder.name.startswith("toy_20")
     assert find_checkpoint(tmp_path / "output" / "toy").parent.samefile(folder)
+
+
+def test_two_runs_of_one_minute_have_folders_of_their_own(tiny_world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_world.run.output_dir = None
+    tiny_world.run.max_epoch = tiny_world.run.iters_per_epoch = 1
+    tiny_world.run.warmup_steps = 0
+    save_config(tiny_world, tmp_path / "toy.yaml")
+    for seed in (1, 2):
+        train.main(["--cfg-path", "toy.yaml", "--options", f"run.seed={seed}"])
+    folders = list((tmp_path / "output" / "toy").iterdir())
+    assert len(folders) == 2
+    assert all(len(list_checkpoints(folder)) == 1 for folder in folders)
+
+
+def test_a_run_from_an_asked_checkpoint_goes_on_from_its_own_when_stopped(tiny_world, tmp_path):
+    first = list_checkpoints(run(tiny_world, tmp_path))[0]
+    tiny_world.run.output_dir = str(tmp_path / "second")
+    _, start = run_folder(parse_options(tiny_world, resume_ckpt_path=str(first)), "toy.yaml")
+    assert start == first
+    folder = run(tiny_world, tmp_path, f"run.resume_ckpt_path={first}")
+    _, start = run_folder(parse_options(tiny_world, resume_ckpt_path=str(first)), "toy.yaml")
+    assert start == find_checkpoint(folder)
+    assert len({read_state(checkpoint).epoch for checkpoint in list_checkpoints(folder)}) == len(
+        list_checkpoints(folder)
+    )
+
+
+def parse_options(config, **settings):
+    return config.model_copy(update={"run": config.run.model_copy(update=settings)})
+
+
+def test_missing_labels_are_found_before_training(tiny_world, tmp_path):
+    table = pd.read_csv(tmp_path / "clips.csv")
+    table.loc[1, "reason"] = ""
+    table.to_csv(tmp_path / "clips.csv", index=False)
+    with pytest.raises(ValueError, match="clip 'c1' of toy has no description"):
+        run(tiny_world, tmp_path)
+
+
+def test_nothing_to_train_is_refused(tiny_world, tmp_path):
+    tiny_world.model.frozen_llm, tiny_world.datasets["toy"].face_or_frame = True, "textonly"
+    with pytest.raises(ValueError, match="nothing is trainable"):
+        run(tiny_world, tmp_path)
 
 
 def test_training_lowers_the_loss(tiny_world, tmp_path):
