@@ -57,7 +57,7 @@ class AuAgent:
             # transformers 5 forgets padding_side unless the constructor gets it
             self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
             network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-            self._pad()
+            self._pad(network)
             self._set_generation(network, max_new_tokens, do_sample)
             if adapter_folder:
                 network = PeftModel.from_pretrained(network, adapter_folder)
@@ -102,9 +102,10 @@ class AuAgent:
             turns = [{"role": "user", "content": f"{SYSTEM}\n{prompt}"}]
             return self.tokenizer.apply_chat_template(turns, **settings)
 
-    def _pad(self) -> None:
-        """Give the tokenizer a padding token; it is masked, so any will do."""
-        if self.tokenizer.pad_token is None:
+    def _pad(self, network: PreTrainedModel) -> None:
+        """Give the tokenizer a padding token that the model knows; it is masked, so any will do."""
+        known = network.get_input_embeddings().num_embeddings
+        if self.tokenizer.pad_token is None or self.tokenizer.pad_token_id >= known:
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.convert_ids_to_tokens(0)
 
     def _set_generation(self, network: PreTrainedModel, max_new_tokens: int, do_sample: bool) -> None:

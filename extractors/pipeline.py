@@ -38,7 +38,7 @@ ENCODER_BATCH = 16
 """Clips that go through an encoder together."""
 CLIP_TABLE, FAILURE_TABLE = "clips.csv", "failures.csv"
 CLIP_ERRORS = (ValueError, OSError, RuntimeError)
-"""What a bad clip may raise; anything else is a fault of the program and stops it."""
+"""What bad clips raise as a rule; the words of these errors say all, others are named with their type."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ def _au_stages(plan: Plan, describe: Describe, report: RunReport) -> dict[str, A
                 report.clips[name].made.append("au_text")
             analyses[name] = analysis
             report.clips[name].faceless = analysis.faceless
-        except CLIP_ERRORS as error:
-            report.fail(name, stage, error)
+        except Exception as error:  # whatever a table or a language model does on one clip, the others go on
+            report.fail(name, stage, error if isinstance(error, CLIP_ERRORS) else f"{type(error).__name__}: {error}")
         report.clips[name].seconds += time.monotonic() - start
     return analyses
 

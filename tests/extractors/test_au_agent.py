@@ -226,3 +226,13 @@ def test_hub_id_that_cannot_be_fetched_is_refused(monkeypatch):
 def test_sizes_below_one_are_refused(chat_llm):
     with pytest.raises(ValueError, match="batch_size is 0"):
         AuAgent(chat_llm, batch_size=0)
+
+
+def test_a_padding_token_that_the_model_does_not_know_is_replaced(tiny_llm, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llm, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "<|beyond the embedding|>"})
+    tokenizer.save_pretrained(folder)
+    made = AuAgent(folder, max_new_tokens=4).describe([{"AU12_r": 2.0}, {"AU04_r": 3.0, "AU12_r": 1.0}])
+    assert len(made) == 2
