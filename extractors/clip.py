@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ from extractors.encoders import Encoder
 from extractors.media import Media, MediaTask, load_media
 from extractors.openface import analyse_openface, run_openface
 from extractors.video import frame_indices
+
+logger = logging.getLogger(__name__)
+
+FRAMES_OFF = 0.1
+"""Share of a video's frames by which its table may be off before it looks like another clip's."""
 
 Describe = Callable[[AuAnalysis, Sequence[int]], AuAnalysis]
 """A maker of AU sentences for some frames of a clip."""
@@ -117,6 +123,14 @@ def extract_clip(
     media = load_media(task)  # in this process: whoever waits for one clip can stop it
     if media.errors:
         raise ValueError("; ".join(dict.fromkeys(media.errors.values())))
+    measured = analysis.au_info.get("total_frames", 0) if analysis else 0
+    if measured and media.num_frames and abs(measured - media.num_frames) > FRAMES_OFF * media.num_frames:
+        logger.warning(
+            "%s has %d frames, but its OpenFace table %d: is it the table of another clip?",
+            video,
+            media.num_frames,
+            measured,
+        )
     items = {stream: texts if stream == Modality.AU else encoder_input(media, stream) for stream in specs}
     return {stream: encoders(stream)([item])[0] for stream, item in items.items()}, analysis
 

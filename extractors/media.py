@@ -51,6 +51,8 @@ class Media:
     """uint8 [K, S, S, 3]; K is 0 for a clip without a face."""
     sound: np.ndarray | None = None
     """float32 [clips, samples] at 16 kHz; None for a clip without sound."""
+    num_frames: int = 0
+    """Frames of the video; 0 where it was not looked at."""
     reader: str = ""
     """Library that read the video."""
     seconds: float = 0.0
@@ -112,7 +114,7 @@ def _look(task: MediaTask, seen: Sequence[Modality], media: Media) -> None:
     faces = frame_indices(video.num_frames, FACE_FRAMES, "uniform")
     wanted = sorted({*(scene if Modality.FRAME in seen else ()), *(faces if Modality.FACE in seen else ())})
     pictures = dict(zip(wanted, video.frames(wanted), strict=True))
-    media.reader = video.reader
+    media.reader, media.num_frames = video.reader, video.num_frames
     if Modality.FRAME in seen:
         media.frames = np.stack([pictures[index] for index in scene])
     if Modality.FACE in seen:

@@ -152,6 +152,13 @@ def test_every_real_clip_is_answered_with_what_it_has(trained_on_embedded, tmp_p
     assert answers["pyfeat_face_noface"]["missing"] == []
 
 
+def test_a_table_of_another_clip_is_noticed(trained_on_embedded, shared, caplog):
+    video = shared / "data/video/grid_bbaf2n.mpg"
+    table = shared / "data/openface/featureextraction/pyfeat_face_noface.csv"
+    inference.main(["--cfg-path", str(trained_on_embedded), "--video", str(video), "--openface_csv", str(table)])
+    assert "75 frames, but its OpenFace table 169" in caplog.text
+
+
 def test_a_clip_without_a_table_is_answered_from_the_rest(trained_on_embedded, tmp_path, shared):
     video = shared / "data/video/grid_bbaf2n.mpg"
     inference.main(["--cfg-path", str(trained_on_embedded), "--video", str(video)])
