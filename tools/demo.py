@@ -20,7 +20,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -99,9 +98,11 @@ def main(arguments: list[str] | None = None) -> Path:
         seconds[name] = time.monotonic() - start
         return result
 
-    stage("clips", prepare_clips, args.root)
-    stage("features", extract, args.root)
-    stage("language model", teach_language, args.root)
+    with workers(1, args.root) as pool:
+        language = pool.submit(teach, args.root / "language_model")  # needs no clips, so it goes on beside them
+        stage("clips", prepare_clips, args.root)
+        stage("features", extract, args.root)
+        stage("language model", language.result)
     runs = [Run(inputs, seed, args.root) for seed in args.seeds for inputs in LAYOUTS]
     stage("training and answers", train_and_answer, runs)
     report = stage("report", report_on, args.root, args.seeds, seconds)
@@ -135,30 +136,24 @@ def extract(root: Path) -> None:
         raise RuntimeError("the features do not fit the configuration: see the table above")
 
 
-def teach_language(root: Path) -> None:
-    """Train the small language model on text in which cues and emotions are paired at random."""
-    with workers(1, threads=os.cpu_count() or 1) as pool:
-        pool.submit(teach, root / "language_model").result()
-
-
 def teach(folder: Path) -> None:
-    """Train the language model, in a worker process."""
+    """Train the small language model on text in which cues and emotions are paired at random."""
     from demo_lm import make_language_model
 
     make_language_model(folder, language_corpus(LANGUAGE_TEXTS, DATA_SEED, load_prompts()))
 
 
-def workers(count: int, threads: int, **settings: Any) -> ProcessPoolExecutor:
-    """Return processes that are set up for small models on a CPU."""
+def workers(count: int, root: Path) -> ProcessPoolExecutor:
+    """Return processes of one thread each, the quick way for small models; what they print goes to files."""
     # glibc gives memory of large arrays back at once, and getting it anew takes longer than filling it
     keep = dict.fromkeys(["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"], str(2**30))
-    os.environ.update(keep, OMP_NUM_THREADS=str(threads), HF_HUB_DISABLE_PROGRESS_BARS="1")
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), **settings)
+    os.environ.update(keep, OMP_NUM_THREADS="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=start_worker, initargs=(root,))
 
 
 def train_and_answer(runs: list[Run]) -> None:
-    """Train and query the models two at a time; processes of one thread each are the quick way for small models."""
-    with workers(2, threads=1, initializer=start_worker, initargs=(runs[0].root,)) as pool:
+    """Train and query the models two at a time."""
+    with workers(2, runs[0].root) as pool:
         # the fused runs take longest, so they go first
         futures = {pool.submit(carry_out, run): run for run in sorted(runs, key=lambda run: run.inputs != "fused")}
         for done, future in enumerate(as_completed(futures), start=1):

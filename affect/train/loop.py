@@ -50,7 +50,9 @@ def train(
     run = config.run
     if not model.trainable():
         raise ValueError("nothing is trainable: the layout has no stream, and model.frozen_llm is True; change either")
-    optimizer = torch.optim.AdamW(_decay_groups(model, run.weight_decay), lr=run.init_lr, betas=(0.9, run.adam_beta2))
+    optimizer = torch.optim.AdamW(
+        _decay_groups(model, run.weight_decay), lr=run.init_lr, betas=(0.9, run.adam_beta2), fused=True
+    )
     visualizer = TrainingVisualizer(folder / "training_curves", run.visualize_training)
     state = TrainState(epoch=0, step=0, loss=math.nan, finished=False)
     if checkpoint:
