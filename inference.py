@@ -27,7 +27,7 @@ from affect.infer import LABELS, REASONING, Answer, Answerer, load_answerer, wit
 from affect.layouts import LAYOUTS
 from affect.schema import Clip
 from affect.train.checkpoint import find_checkpoint, read_config
-from extractors.au_text import describe_clip
+from extractors.au_text import describe_clips
 from extractors.clip import Sources, extract_clip
 from extractors.encoders import build_encoder
 from extractors.openface import EXECUTABLE_VARIABLE
@@ -131,7 +131,7 @@ def answer_clip(args: argparse.Namespace, answerer: Answerer, section: DatasetCo
         args.openface_csv,
         sources,
         specs,
-        describe_clip,
+        describe_clips,
         lambda stream: build_encoder(stream, specs[stream].encoder, device),
         section.frame_sampling,
         section.frame_n_frms,

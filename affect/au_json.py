@@ -161,10 +161,10 @@ def read_au_json(path: str | Path) -> AuAnalysis:
     return AuAnalysis(**known, extra=content)
 
 
-def write_au_json(analysis: AuAnalysis, path: str | Path) -> None:
-    """Write an analysis as JSON, whole or not at all."""
+def write_au_json(analysis: AuAnalysis, path: str | Path, writer: str = "") -> None:
+    """Write an analysis as JSON, whole or not at all; `writer` as in `affect.files.atomic_write`."""
     content = {"schema_version": SCHEMA_VERSION, **{key: getattr(analysis, key) for key in _FIELDS}, **analysis.extra}
-    with atomic_write(Path(path)) as handle:
+    with atomic_write(Path(path), writer) as handle:
         handle.write(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
 

@@ -11,7 +11,11 @@ import yaml
 HUB_IDS: dict[str, str] = {
     "Qwen25": "Qwen/Qwen2.5-7B-Instruct",
     "CLIP_VIT_LARGE": "openai/clip-vit-large-patch14",
+    "SIGLIP_SO": "google/siglip-so400m-patch14-384",
+    "DINO2_LARGE": "facebook/dinov2-large",
     "HUBERT_LARGE": "TencentGameMate/chinese-hubert-large",
+    "WAVLM_LARGE": "microsoft/wavlm-large",
+    "DATA2VEC_BASE": "facebook/data2vec-audio-base-960h",
     "CLIP_VITB32": "ViT-B-32/openai",
 }
 """Where each named model comes from when nothing else is said."""

@@ -20,6 +20,19 @@ ActiveAus = Mapping[str, float]
 Maker = Callable[[list[ActiveAus]], list[tuple[str, str]]]
 """Turns the active AUs of N frames into N pairs (whole exchange, answer alone)."""
 
+Clips = Sequence[tuple[AuAnalysis, Sequence[int]]]
+"""Analyses, each with the indices (0-based) of the frames to describe."""
+
+INSTRUCTION = "Generate a detailed facial expression description based on the given information."
+"""First line of the user turn; in instruction data it has a field of its own."""
+
+SYSTEM = (
+    "You describe faces as an anatomist would. Say in one or two sentences which facial muscles move, how "
+    "strongly and in which part of the face, using only the action units that are given; an intensity of 1 is "
+    "a trace and 5 the maximum. Do not name, guess or hint at any emotion, mood, attitude or intention."
+)
+"""System turn of every language model that describes faces, when it is tuned and when it is used."""
+
 GRADES = ("faintly", "slightly", "markedly", "extremely", "maximally")
 """Adverbs for FACS A (trace), B (slight), C (marked), D (extreme), E (maximum)."""
 
@@ -35,9 +48,13 @@ REST = "The face is at rest, without any clearly visible muscle contraction."
 
 def frame_prompt(active_aus: ActiveAus) -> str:
     """Return the user turn about one frame, in the form that users' description models were tuned with."""
+    return f"{INSTRUCTION}\n{frame_input(active_aus)}"
+
+
+def frame_input(active_aus: ActiveAus) -> str:
+    """Return what follows `INSTRUCTION` in the user turn about one frame."""
     values = ", ".join(f"{action_unit(key).id}: {value:.2f}" for key, value in active_aus.items())
     return (
-        "Generate a detailed facial expression description based on the given information.\n"
         "Prompt: Given the AU intensity values and their semantic descriptions, "
         "provide a detailed and natural facial expression description:\n"
         f"AU values: {values or 'none'}\nAU descriptions: {au_description(active_aus) or 'none'}"
@@ -109,44 +126,68 @@ def from_templates(frames: list[ActiveAus]) -> list[tuple[str, str]]:
 def describe_clip(
     analysis: AuAnalysis, frame_indices: Sequence[int], maker: Maker = from_templates, made_by: str = "templates"
 ) -> AuAnalysis:
-    """Return the analysis with sentences for the frames `frame_indices` (0-based) that have a face.
+    """Return what `describe_clips` makes of one clip."""
+    return describe_clips([(analysis, frame_indices)], maker, made_by)[0]
 
-    Where none of them has one but another frame does, the frame with the most movement stands in, so that
+
+def describe_clips(clips: Clips, maker: Maker = from_templates, made_by: str = "templates") -> list[AuAnalysis]:
+    """Return the analyses with sentences for the asked frames that have a face; the maker is called once for all.
+
+    Where none of a clip's has one but another frame does, the frame with the most movement stands in, so that
     only a faceless clip goes without a sentence. Older sentences are replaced. `made_by` names the maker in
-    the provenance. Raises ValueError for an index outside the clip or an empty answer.
+    the provenance. Raises ValueError, naming the clip, for an index outside it or an empty answer.
     """
+    chosen = [_frames_to_describe(analysis, frame_indices) for analysis, frame_indices in clips]
+    frames = [active for clip in chosen for active in clip.values()]
+    made = maker(frames) if frames else []
+    if len(made) != len(frames):
+        raise ValueError(f"{made_by} gave {len(made)} sentences for {len(frames)} frames; use another maker")
+    following = iter(made)
+    return [
+        _with_sentences(analysis, dict(zip(clip, following, strict=False)), made_by)
+        for (analysis, _), clip in zip(clips, chosen, strict=True)
+    ]
+
+
+def _frames_to_describe(analysis: AuAnalysis, frame_indices: Sequence[int]) -> dict[int, ActiveAus]:
+    """Return frame number (1-based) -> active AUs of the frames that get a sentence."""
     frames = {frame["frame"]: frame for frame in analysis.per_frame_au_descriptions if "frame" in frame}
     wanted = sorted({index + 1 for index in frame_indices})
     if outside := [number for number in wanted if number not in frames]:
         raise ValueError(
-            f"{analysis.source_path or 'AU analysis'}: frame index {outside[0] - 1} has no AU description, "
+            f"{_name(analysis)}: frame index {outside[0] - 1} has no AU description, "
             f"{len(frames)} frames have one; sample the frames of this clip"
         )
     numbers = [number for number in wanted if analysis.has_face(number)]
     if not numbers:
         faces = [number for number in frames if analysis.has_face(number)]
-        numbers = sorted(faces, key=lambda number: -sum(_active_aus(frames[number]).values()))[:1]
-    made = maker([_active_aus(frames[number]) for number in numbers]) if numbers else []
-    exchanges, answers = {}, {}
-    for number, (whole, answer) in zip(numbers, made, strict=True):
-        if not answer.strip():
-            raise ValueError(
-                f"{analysis.source_path or 'AU analysis'}: {made_by} gave an empty sentence for frame {number}; "
-                "use another model or the templates"
-            )
-        exchanges[number], answers[str(number)] = whole, answer
+        numbers = sorted(faces, key=lambda number: -sum(active_aus(frames[number]).values()))[:1]
+    return {number: active_aus(frames[number]) for number in numbers}
+
+
+def _with_sentences(analysis: AuAnalysis, made: dict[int, tuple[str, str]], made_by: str) -> AuAnalysis:
+    """Return the analysis with what was made of each frame (1-based) in place of older sentences."""
+    if empty := [number for number, (_, answer) in made.items() if not answer.strip()]:
+        raise ValueError(
+            f"{_name(analysis)}: {made_by} gave an empty sentence for frame {empty[0]}; "
+            "use another model or the templates"
+        )
     return replace(
         analysis,
         provenance={**analysis.provenance, "sentences": made_by},
         per_frame_au_descriptions=[
-            {**frame, "fine_grained_description": exchanges.get(frame.get("frame", 0), "")}
+            {**frame, "fine_grained_description": made.get(frame.get("frame", 0), ("", ""))[0]}
             for frame in analysis.per_frame_au_descriptions
         ],
         fine_grained_descriptions={},
-        summary_description=answers,
+        summary_description={str(number): answer for number, (_, answer) in made.items()},
     )
 
 
-def _active_aus(frame: FrameAus) -> dict[str, float]:
+def _name(analysis: AuAnalysis) -> str:
+    return analysis.source_path or "AU analysis"
+
+
+def active_aus(frame: FrameAus) -> dict[str, float]:
     """Return the active AUs of a frame, read from its description where the numbers are not given apart."""
     return frame.get("active_aus") or parse_au_description(frame.get("au_description", ""))

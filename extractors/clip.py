@@ -1,18 +1,22 @@
-"""One clip: its AU analysis, its sentences, and its features as the stages would store them."""
+"""One clip on its way through the stages: measured and decoded in a worker, then described and encoded."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from affect.au_json import AuAnalysis, au_json_path, find_au_json, read_au_json, sentences, write_au_json
+from affect.au_json import AuAnalysis, find_au_json, read_au_json, sentences
 from affect.schema import Modality, check_name
 from affect.store import FeatureSpec
+from extractors.au_backends import measure
 from extractors.encoders import Encoder
 from extractors.media import Media, MediaTask, load_media
 from extractors.openface import analyse_openface, run_openface
@@ -23,8 +27,11 @@ logger = logging.getLogger(__name__)
 FRAMES_OFF = 0.1
 """Share of a video's frames by which its table may be off before it looks like another clip's."""
 
-Describe = Callable[[AuAnalysis, Sequence[int]], AuAnalysis]
-"""A maker of AU sentences for some frames of a clip."""
+CLIP_ERRORS = (ValueError, OSError, RuntimeError)
+"""What bad clips raise as a rule; the words of these errors say all, others are named with their type."""
+
+Describe = Callable[[Sequence[tuple[AuAnalysis, Sequence[int]]]], list[AuAnalysis]]
+"""A maker of AU sentences for some frames (0-based) of each of several clips."""
 
 
 @dataclass(frozen=True)
@@ -40,32 +47,114 @@ class Sources:
     openface_args: tuple[str, ...] = ()
     au_root: Path | None = None
     """Folder of AU JSON files (MER-Factory's output folder)."""
+    au_backend: str = "openface"
+    """What measures the action units of a clip without AU JSON: one of `extractors.au_backends.AU_BACKENDS`."""
+
+    def openface_table(self, name: str) -> Path | None:
+        """Return where the OpenFace table of a clip would be."""
+        return self.openface_root / f"{check_name(name)}.csv" if self.openface_root else None
 
 
-def analyse_clip(sources: Sources, dataset: str, name: str, video: Path | None, overwrite: bool = False) -> AuAnalysis:
-    """Return the AU analysis of a clip: its AU JSON, else its OpenFace table, else by running OpenFace.
+@dataclass(frozen=True)
+class AuTask:
+    """Whose action units to measure, or to read where that was done."""
 
-    A new analysis is written as AU JSON when `sources.au_root` is given. Raises FileNotFoundError when
-    there is nothing to go by.
+    sources: Sources
+    dataset: str
+    measure: bool = True
+    """False: an AU JSON must be there."""
+    remake: bool = False
+    """Measure even where there is an AU JSON."""
+
+
+@dataclass(frozen=True)
+class ClipTask:
+    """What to do with one clip before it can be described and encoded."""
+
+    media: MediaTask
+    asked: tuple[Modality, ...]
+    """Streams to extract; those of `media` are decoded, action units come from `au`."""
+    au: AuTask | None = None
+    extra_time: float = 0.0
+    """Seconds beyond the usual limit that this clip may take."""
+
+    @property
+    def name(self) -> str:
+        """Name of the clip."""
+        return self.media.name
+
+
+@dataclass
+class PreparedClip:
+    """A clip with everything that description and encoding need; what failed is in `errors`."""
+
+    name: str
+    analysis: AuAnalysis | None = None
+    measured: bool = False
+    """Whether the analysis is new, and so not on disk yet."""
+    media: Media = field(default_factory=Media)
+    errors: dict[str, str] = field(default_factory=dict)
+    """Stage or stream -> reason."""
+    warnings: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Stage -> time it took."""
+
+
+def prepare_clip(task: ClipTask) -> PreparedClip:
+    """Measure the action units of a clip and decode it, as far as its task asks for either."""
+    clip = PreparedClip(task.name)
+    media = task.media
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if task.au:
+            with stopwatch(clip.seconds, "au_json"):
+                try:
+                    clip.analysis, clip.measured = analyse_clip(task.au, task.name, media.video)
+                    media = replace(media, au_info=clip.analysis.au_info)
+                except Exception as error:  # whatever a table or a library does on one clip, the others go on
+                    clip.errors["au_json"] = reason_of(error)
+        if media.sampling == "emotion_peak" and Modality.FRAME in media.streams and clip.analysis is None:
+            clip.errors[Modality.FRAME] = "its peak is not known: expected an AU analysis; see the failure at au_json"
+            media = replace(media, streams=tuple(stream for stream in media.streams if stream != Modality.FRAME))
+        if media.streams:
+            clip.media = load_media(media)
+            clip.errors |= clip.media.errors
+            clip.seconds["decode"] = clip.media.seconds
+    clip.warnings = tuple(dict.fromkeys(str(warning.message) for warning in caught))
+    return clip
+
+
+def analyse_clip(task: AuTask, name: str, video: Path | None) -> tuple[AuAnalysis, bool]:
+    """Return the AU analysis of a clip and whether it is new.
+
+    It is the clip's AU JSON, else made from its OpenFace table, else measured by the AU backend. Raises
+    FileNotFoundError when there is nothing to go by.
     """
-    if sources.au_root and not overwrite:
+    sources = task.sources
+    if not task.measure:
+        return read_au_json(find_au_json(sources.au_root or "", task.dataset, name)), False
+    if sources.au_root and not task.remake:
         try:
-            return read_au_json(find_au_json(sources.au_root, dataset, name))
+            return read_au_json(find_au_json(sources.au_root, task.dataset, name)), False
         except FileNotFoundError:
             pass
-    table = sources.openface_root / f"{check_name(name)}.csv" if sources.openface_root else None
+    if sources.au_backend != "openface":
+        if video is None:
+            raise FileNotFoundError(
+                f"clip {name!r} has no video to measure: expected a file of that name in video_root"
+            )
+        return measure(sources.au_backend, video), True
+    table = sources.openface_table(name)
     if table is None or not table.is_file():
         if sources.openface_executable is None or video is None:
             raise FileNotFoundError(
                 f"clip {name!r} has no AU JSON and no OpenFace table (expected {table or 'a folder of tables'}); "
-                "give --openface_root, or --openface_executable (or OPENFACE_EXECUTABLE) to measure it"
+                "give --openface_root, or --openface_executable (or OPENFACE_EXECUTABLE) or another --au_backend to "
+                "measure it"
             )
         folder = sources.openface_root or (sources.au_root or Path("output")) / "openface"
         table = run_openface(video, folder, sources.openface_executable, sources.openface_args)
-    analysis = analyse_openface(table, source_path=video or table)
-    if sources.au_root:
-        write_au_json(analysis, au_json_path(sources.au_root, dataset, name))
-    return analysis
+    return analyse_openface(table, source_path=video or table), True
 
 
 def frames_to_describe(analysis: AuAnalysis, count: int, sampling: str) -> list[int]:
@@ -95,20 +184,15 @@ def extract_clip(
 ) -> tuple[dict[Modality, np.ndarray], AuAnalysis | None]:
     """Return stream -> [T, D] of one clip, as the stages would store them, and its AU analysis.
 
-    Without a table and without OpenFace the clip has no AU rows. Raises ValueError when the video
-    cannot be read.
+    Without a table and without a tool to make one the clip has no AU rows. Raises ValueError when the
+    video cannot be read.
     """
     analysis = None
-    wanted = Modality.AU in specs or sampling == "emotion_peak"
-    if wanted and openface_csv:
-        analysis = analyse_openface(openface_csv, source_path=video)
-    elif wanted and sources.openface_executable:
-        with tempfile.TemporaryDirectory() as folder:
-            table = run_openface(video, folder, sources.openface_executable, sources.openface_args)
-            analysis = analyse_openface(table, source_path=video)
+    if Modality.AU in specs or sampling == "emotion_peak":
+        analysis = _measure_one(video, openface_csv, sources)
     texts: list[str] = []
     if analysis and not analysis.faceless:
-        analysis = describe(analysis, frames_to_describe(analysis, frame_count, sampling))
+        (analysis,) = describe([(analysis, frames_to_describe(analysis, frame_count, sampling))])
         texts = sentences(analysis)
     task = MediaTask(
         name=video.stem,
@@ -131,10 +215,36 @@ def extract_clip(
             media.num_frames,
             measured,
         )
-    items = {stream: texts if stream == Modality.AU else encoder_input(media, stream) for stream in specs}
-    return {stream: encoders(stream)([item])[0] for stream, item in items.items()}, analysis
+    features = {}
+    for stream in specs:
+        encoder = encoders(stream)
+        (features[stream],) = encoder([encoder.prepare(texts if stream == Modality.AU else media.items[stream])])
+    return features, analysis
 
 
-def encoder_input(media: Media, stream: Modality) -> np.ndarray | None:
-    """Return what the encoder of a stream takes from a decoded clip."""
-    return {Modality.FRAME: media.frames, Modality.FACE: media.faces, Modality.AUDIO: media.sound}[stream]
+def reason_of(error: Exception) -> str:
+    """Return what an error says, on one line; with its type where that is not an error of bad clips."""
+    text = str(error) if isinstance(error, CLIP_ERRORS) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+@contextmanager
+def stopwatch(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time that the block takes to the seconds of a stage."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - start
+
+
+def _measure_one(video: Path, openface_csv: Path | None, sources: Sources) -> AuAnalysis | None:
+    if openface_csv:
+        return analyse_openface(openface_csv, source_path=video)
+    if sources.au_backend != "openface":
+        return measure(sources.au_backend, video)
+    if not sources.openface_executable:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        table = run_openface(video, folder, sources.openface_executable, sources.openface_args)
+        return analyse_openface(table, source_path=video)

@@ -27,6 +27,9 @@ MARGIN = 1.1  # side of the crop over the side of the box, which ends at brows a
 _DETECTION_SIDE = 256  # longer side of the picture that is searched, in pixels
 _BORDER = 0.2  # of its shorter side, put around it: the cascade misses faces that fill the picture
 _SMALLEST_FACE = 0.12  # of the shorter side of the picture
+_WHOLE_SEARCH_EVERY = 4  # frames; in those between, faces are looked for only where they were
+_STEP = 0.5  # of a face's side: how far it is followed from one frame to the next
+_GROWTH = 1.35  # how much larger or smaller it may be there
 _LONGEST_GAP = 2  # frames without a detection that one track bridges
 _SAME_SCENE = 0.6  # least correlation of two thumbnails of one scene
 
@@ -40,8 +43,8 @@ class Box:
     y: float
     """Centre."""
     side: float
-    sure: bool
-    """Whether something beside the detector's word speaks for a face."""
+    score: float = 0.0
+    """How sure the detector is, 0..1, where it says so."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +60,23 @@ class Faces:
 
 
 class FaceFinder(Protocol):
-    """Proposes the faces in one RGB frame uint8 [H, W, 3]."""
+    """Proposes the faces in RGB frames uint8 [T, H, W, 3] that follow each other in time."""
 
     name: str
 
-    def boxes(self, frame: np.ndarray) -> list[Box]:
-        """Return the boxes in any order."""
+    def boxes(self, frames: np.ndarray) -> list[list[Box]]:
+        """Return the boxes of each frame in any order."""
+
+    def is_sure(self, frame: np.ndarray, box: Box) -> bool:
+        """Return whether something beside the proposal speaks for a face in a box of a frame."""
 
 
 class OpenCvFinder:
     """Frontal faces by the boosted cascade that OpenCV ships (Viola & Jones, CVPR 2001; Lienhart's alt2 tree).
 
-    The cascade also fires on texture; a box counts as sure when the eye cascade finds an eye in it.
+    The whole picture is searched every few frames and where a face is lost, in coarse steps; what
+    that proposes and what was there in the frame before is then looked at closely, and counts
+    only so. The cascade also fires on texture: a box is sure when there is an eye in it.
     """
 
     name = "opencv"
@@ -77,29 +85,62 @@ class OpenCvFinder:
         self._faces = _load_cascade("haarcascade_frontalface_alt2.xml")
         self._eyes = _load_cascade("haarcascade_eye.xml")
 
-    def boxes(self, frame: np.ndarray) -> list[Box]:
-        """Return the boxes in one RGB frame uint8 [H, W, 3]."""
-        scale = min(1.0, _DETECTION_SIDE / max(frame.shape[:2]))
-        gray = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
-        width, height = (max(1, round(side * scale)) for side in gray.shape[::-1])
-        gray = cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA)
-        border = round(_BORDER * min(gray.shape))
-        smallest = max(20, round(_SMALLEST_FACE * min(gray.shape)))  # the cascade knows no face below 20 pixels
-        gray = cv2.copyMakeBorder(gray, border, border, border, border, cv2.BORDER_REPLICATE)
-        found = self._faces.detectMultiScale(gray, scaleFactor=1.1, minNeighbors=4, minSize=(smallest, smallest))
-        return [
-            Box(
-                x=(x + side / 2 - border) / scale,
-                y=(y + side / 2 - border) / scale,
-                side=side / scale,
-                sure=self._has_eye(gray[y : y + side, x : x + side]),
-            )
-            for x, y, side, _ in np.reshape(found, (-1, 4)).tolist()
-        ]
+    def boxes(self, frames: np.ndarray) -> list[list[Box]]:
+        """Return the boxes of each RGB frame in uint8 [T, H, W, 3]."""
+        found: list[list[Box]] = []
+        for i, frame in enumerate(frames):
+            picture = _GrayPicture(frame)
+            followed = [self._near(picture, box) for box in found[-1]] if i % _WHOLE_SEARCH_EVERY else []
+            boxes = followed if followed and None not in followed else self._search(picture)
+            found.append(boxes)
+        return found
 
-    def _has_eye(self, face: np.ndarray) -> bool:
+    def is_sure(self, frame: np.ndarray, box: Box) -> bool:
+        """Return whether the eye cascade finds an eye in a box of a frame."""
+        face, *_ = _GrayPicture(frame).part(box)
         face = cv2.resize(face, (120, 120))
         return len(self._eyes.detectMultiScale(face[18:72], scaleFactor=1.1, minNeighbors=2, minSize=(14, 14))) > 0
+
+    def _search(self, picture: _GrayPicture) -> list[Box]:
+        """Return the faces anywhere in a picture."""
+        smallest = (picture.smallest_face, picture.smallest_face)
+        squares = self._faces.detectMultiScale(picture.pixels, scaleFactor=1.15, minNeighbors=1, minSize=smallest)
+        near = [self._near(picture, picture.box(*square)) for square in _squares(squares)]
+        return [box for box in near if box is not None]
+
+    def _near(self, picture: _GrayPicture, box: Box) -> Box | None:
+        """Return the face nearest to a box among those of its place and size, None where there is none."""
+        pixels, left, top = picture.part(box, _STEP)
+        smallest, largest = (round(box.side * picture.scale * change) for change in (1 / _GROWTH, _GROWTH))
+        squares = self._faces.detectMultiScale(
+            pixels, scaleFactor=1.1, minNeighbors=4, minSize=(smallest, smallest), maxSize=(largest, largest)
+        )
+        found = [picture.box(left + x, top + y, side) for x, y, side in _squares(squares)]
+        return min(found, key=lambda other: _distance(box, other), default=None)
+
+
+class _GrayPicture:
+    """A frame as the cascades see it, gray, small and with a border; boxes are in pixels of the frame."""
+
+    def __init__(self, frame: np.ndarray) -> None:
+        self.scale = min(1.0, _DETECTION_SIDE / max(frame.shape[:2]))
+        gray = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
+        width, height = (max(1, round(side * self.scale)) for side in gray.shape[::-1])
+        gray = cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA)
+        self.smallest_face = max(20, round(_SMALLEST_FACE * min(gray.shape)))  # the cascade knows none below 20 pixels
+        self._border = border = round(_BORDER * min(gray.shape))
+        self.pixels = cv2.copyMakeBorder(gray, border, border, border, border, cv2.BORDER_REPLICATE)
+
+    def box(self, left: int, top: int, side: int) -> Box:
+        """Return a square of this picture as a box of the frame."""
+        x, y = (left + side / 2 - self._border) / self.scale, (top + side / 2 - self._border) / self.scale
+        return Box(x, y, side / self.scale)
+
+    def part(self, box: Box, margin: float = 0.0) -> tuple[np.ndarray, int, int]:
+        """Return the pixels of a box of the frame, with a margin in units of its side, and their left and top."""
+        side = box.side * self.scale * (1 + 2 * margin)
+        left, top = (max(0, round(middle * self.scale + self._border - side / 2)) for middle in (box.x, box.y))
+        return self.pixels[top : top + round(side), left : left + round(side)], left, top
 
 
 class MediapipeFinder:
@@ -114,8 +155,15 @@ class MediapipeFinder:
             model_selection=1, min_detection_confidence=0.5
         )
 
-    def boxes(self, frame: np.ndarray) -> list[Box]:
-        """Return the boxes in one RGB frame uint8 [H, W, 3]."""
+    def boxes(self, frames: np.ndarray) -> list[list[Box]]:
+        """Return the boxes of each RGB frame in uint8 [T, H, W, 3]."""
+        return [self._boxes(frame) for frame in frames]
+
+    def is_sure(self, frame: np.ndarray, box: Box) -> bool:
+        """Return whether the detector is surer than false alarms on real clips make it."""
+        return box.score > 0.8
+
+    def _boxes(self, frame: np.ndarray) -> list[Box]:
         height, width = frame.shape[:2]
         found = self._detector.process(np.ascontiguousarray(frame)).detections or []
         relative = [detection.location_data.relative_bounding_box for detection in found]
@@ -124,7 +172,7 @@ class MediapipeFinder:
                 x=(r.xmin + r.width / 2) * width,
                 y=(r.ymin + r.height / 2) * height,
                 side=max(r.width * width, r.height * height),
-                sure=detection.score[0] > 0.8,  # false alarms on real clips stay below
+                score=detection.score[0],
             )
             for detection, r in zip(found, relative, strict=True)
         ]
@@ -164,12 +212,10 @@ def find_faces(frames: np.ndarray, finder: FaceFinder, size: int = CROP_SIZE) ->
     A track counts when it spans at least two detections (one where T is 1) of which a quarter
     are sure. The largest one by the sum of its sides wins; short gaps in it are bridged.
     """
-    tracks = [
-        track for track in _tracks([finder.boxes(frame) for frame in frames]) if _is_plausible(track, len(frames))
-    ]
-    if not tracks:
+    tracks = sorted(_tracks(finder.boxes(frames)), key=lambda track: -sum(box.side for box in track.values()))
+    track = next((track for track in tracks if _is_plausible(track, frames, finder)), None)
+    if track is None:
         return Faces(np.zeros((0, size, size, 3), np.uint8), [], [])
-    track = max(tracks, key=lambda track: sum(box.side for box in track.values()))
     track = _bridge_gaps(track, frames)
     crops = np.stack([_crop(frames[i], box, size) for i, box in track.items()])
     return Faces(crops, list(track), list(track.values()))
@@ -205,6 +251,11 @@ def load_face_array(face_root: str | Path, name: str) -> np.ndarray:
     return faces
 
 
+def _squares(found: Sequence) -> list[tuple[int, int, int]]:
+    """Return left, top and side of what a cascade found."""
+    return [(left, top, side) for left, top, side, _ in np.reshape(found, (-1, 4)).tolist()]
+
+
 def _load_cascade(file: str) -> cv2.CascadeClassifier:
     cascade = cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / file))
     if cascade.empty():
@@ -234,9 +285,11 @@ def _distance(a: Box, b: Box) -> float:
     return math.hypot(a.x - b.x, a.y - b.y) / larger if larger < 2 * smaller else math.inf
 
 
-def _is_plausible(track: dict[int, Box], num_frames: int) -> bool:
-    sure = sum(box.sure for box in track.values())
-    return len(track) >= min(2, num_frames) and sure >= max(1, len(track) / 4)
+def _is_plausible(track: dict[int, Box], frames: np.ndarray, finder: FaceFinder) -> bool:
+    needed = math.ceil(len(track) / 4)
+    sure = (i for i, box in track.items() if finder.is_sure(frames[i], box))
+    # no more boxes are asked about than it takes
+    return len(track) >= min(2, len(frames)) and len(list(itertools.islice(sure, needed))) == needed
 
 
 def _bridge_gaps(track: dict[int, Box], frames: np.ndarray) -> dict[int, Box]:
@@ -250,7 +303,7 @@ def _bridge_gaps(track: dict[int, Box], frames: np.ndarray) -> dict[int, Box]:
             if np.mean(before * _thumbnail(frames[i])) > _SAME_SCENE:
                 a, b, share = track[start], track[end], (i - start) / (end - start)
                 x, y, side = (p + share * (q - p) for p, q in ((a.x, b.x), (a.y, b.y), (a.side, b.side)))
-                bridged[i] = Box(x, y, side, sure=False)
+                bridged[i] = Box(x, y, side)
     return dict(sorted(bridged.items()))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -39,29 +40,25 @@ class MediaTask:
     """Peaks of the clip, for emotion_peak sampling."""
     face_finder: str = "auto"
     clips_per_video: int = 8
+    reader: str = "auto"
+    """auto, or pyav where decord is not to be tried."""
+    prepare: Mapping[Modality, Callable[[Any], Any]] = field(default_factory=dict)
+    """What the encoder of a stream wants done to a clip before it is sent on; nothing where it is not named."""
 
 
 @dataclass
 class Media:
-    """A decoded clip; a stream that failed is in `errors` and None."""
+    """A decoded clip; a stream that failed is in `errors` instead of `items`."""
 
-    frames: np.ndarray | None = None
-    """uint8 RGB [T, H, W, 3]."""
-    faces: np.ndarray | None = None
-    """uint8 [K, S, S, 3]; K is 0 for a clip without a face."""
-    sound: np.ndarray | None = None
-    """float32 [clips, samples] at 16 kHz; None for a clip without sound."""
+    items: dict[Modality, Any] = field(default_factory=dict)
+    """Stream -> what its encoder takes: pictures uint8 [T, H, W, 3] in RGB (no rows without a face), sound
+    float32 [clips, samples] at 16 kHz (None for a clip without sound), as `MediaTask.prepare` left them."""
     num_frames: int = 0
     """Frames of the video; 0 where it was not looked at."""
     reader: str = ""
     """Library that read the video."""
     seconds: float = 0.0
     errors: dict[Modality, str] = field(default_factory=dict)
-
-    @classmethod
-    def failed(cls, task: MediaTask, reason: str) -> Media:
-        """Return a clip of which every stream failed for one reason."""
-        return cls(errors=dict.fromkeys(task.streams, reason))
 
 
 def find_video(root: Path | None, name: str) -> Path | None:
@@ -74,14 +71,10 @@ def find_audio(root: Path | None, name: str) -> Path | None:
     return _find(root, name, AUDIO_SUFFIXES)
 
 
-def list_videos(root: Path) -> list[str]:
-    """Return the names of all clips in a folder (raises ValueError when there are none)."""
-    names = (
-        sorted(path.stem for path in root.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES) if root.is_dir() else []
-    )
-    if not names:
-        raise ValueError(f"{root}: expected a folder with videos ({', '.join(VIDEO_SUFFIXES)}), found none")
-    return names
+def list_videos(root: Path) -> Counter[str]:
+    """Return the names of all clips in a folder, with the number of files that have each (2: `a.mp4` and `a.avi`)."""
+    paths = root.iterdir() if root.is_dir() else ()
+    return Counter(path.stem for path in paths if path.suffix.lower() in VIDEO_SUFFIXES)
 
 
 def load_media(task: MediaTask) -> Media:
@@ -94,10 +87,11 @@ def load_media(task: MediaTask) -> Media:
     ]
     with _noting(media, [Modality.AUDIO]):
         if Modality.AUDIO in task.streams:
-            media.sound = _sound(task)
+            media.items[Modality.AUDIO] = _prepared(task, Modality.AUDIO, _sound(task))
     with _noting(media, [Modality.FACE]):
         if stored_faces:
-            media.faces = _uniform(load_face_array(task.face_root, task.name))
+            faces = _uniform(load_face_array(task.face_root, task.name))
+            media.items[Modality.FACE] = _prepared(task, Modality.FACE, faces)
     with _noting(media, seen):
         if seen:
             _look(task, seen, media)
@@ -109,16 +103,22 @@ def _look(task: MediaTask, seen: Sequence[Modality], media: Media) -> None:
     """Decode the frames that scene and faces need, each once."""
     if task.video is None:
         raise FileNotFoundError(f"clip {task.name!r} has no video: expected a file of that name in --video_root")
-    video = read_video(task.video)
+    video = read_video(task.video, task.reader)
     scene = frame_indices(video.num_frames, task.frame_count, task.sampling, task.au_info)
     faces = frame_indices(video.num_frames, FACE_FRAMES, "uniform")
     wanted = sorted({*(scene if Modality.FRAME in seen else ()), *(faces if Modality.FACE in seen else ())})
     pictures = dict(zip(wanted, video.frames(wanted), strict=True))
     media.reader, media.num_frames = video.reader, video.num_frames
     if Modality.FRAME in seen:
-        media.frames = np.stack([pictures[index] for index in scene])
+        frames = np.stack([pictures[index] for index in scene])
+        media.items[Modality.FRAME] = _prepared(task, Modality.FRAME, frames)
     if Modality.FACE in seen:
-        media.faces = find_faces(np.stack([pictures[index] for index in faces]), _finder(task.face_finder)).crops
+        crops = find_faces(np.stack([pictures[index] for index in faces]), _finder(task.face_finder)).crops
+        media.items[Modality.FACE] = _prepared(task, Modality.FACE, crops)
+
+
+def _prepared(task: MediaTask, stream: Modality, item: Any) -> Any:
+    return task.prepare[stream](item) if stream in task.prepare else item
 
 
 @contextmanager

@@ -14,8 +14,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -253,7 +254,26 @@ def analyse_openface(
 
     `source_path` is the video, `tool` what measured. Raises as `read_openface` does.
     """
-    table = read_openface(path, confidence)
+    details = {
+        "confidence_threshold": confidence,
+        "face_rule": "success = 1 and confidence at least confidence_threshold; of several faces the one with the "
+        "largest sum of confidence",
+    }
+    return analyse_table(read_openface(path, confidence), str(path), tool, source_path, active_threshold, details)
+
+
+def analyse_table(
+    table: pd.DataFrame,
+    source: str,
+    tool: str,
+    source_path: str | Path = "",
+    active_threshold: float = ACTIVE_THRESHOLD,
+    details: Mapping[str, Any] | None = None,
+) -> AuAnalysis:
+    """Return what a table in the form of `read_openface` says of its clip, whatever tool measured it.
+
+    `source` is what the tool measured or wrote, `source_path` the video; `details` joins the provenance.
+    """
     intensity = overall_intensity(table)
     peaks = find_peaks(intensity)
     units = [name for name in table if name in _UNIT_COLUMNS]
@@ -287,13 +307,11 @@ def analyse_openface(
     )
     provenance = {
         "tool": tool,
-        "source": str(path),
-        "confidence_threshold": confidence,
+        "source": source,
         "active_threshold": active_threshold,
         "active_rule": "intensity above active_threshold",
         "peak_rule": f"scipy.signal.find_peaks(sum of AU*_r, height={PEAK_HEIGHT}, distance={PEAK_DISTANCE})",
-        "face_rule": "success = 1 and confidence at least confidence_threshold; of several faces the one with the "
-        "largest sum of confidence",
+        **(details or {}),
     }
     return AuAnalysis(str(source_path), provenance, frames, info)
 

@@ -21,10 +21,12 @@ import decord
 import numpy as np
 
 SAMPLINGS = ("uniform", "headtail", "emotion_peak")
+READERS = ("auto", "pyav")
 
 # codec -> NAL unit types of pictures that need nothing before them (table 7-1 of H.264 and of H.265)
 _IDR_TYPES = {"h264": {5}, "hevc": {19, 20}}
 _EXACT_CONTAINER = "mov,mp4,m4a,3gp,3g2,mj2"  # libavformat's one name for MP4 and MOV
+_KEPT_BYTES = 128 * 2**20  # of decoded frames that are kept after counting them, before a clip is decoded twice
 
 
 class MediaError(ValueError):
@@ -125,6 +127,7 @@ class Video:
     reader: str
     """decord or pyav: who reads the frames."""
     _decord: decord.VideoReader | None = None
+    _decoded: list[av.VideoFrame] | None = None
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
         """Return frames as RGB uint8 [T, H, W, 3] in the order asked for, upright as a player shows them.
@@ -140,6 +143,8 @@ class Video:
                 return self._decord.get_batch(unique.tolist()).asnumpy()[order]
             except decord.DECORDError:  # broken in the middle: PyAV skips what does not decode
                 self.reader, self._decord = "pyav", None
+        if self._decoded is not None:
+            return np.stack([_picture(self._decoded[i]) for i in unique])[order]
         pictures = _read_with_pyav(self.path, unique.tolist())
         if len(pictures) < len(unique):
             raise MediaError(
@@ -149,24 +154,48 @@ class Video:
         return np.stack(pictures)[order]
 
 
-def read_video(path: str | Path) -> Video:
-    """Open a video.
+def read_video(path: str | Path, reader: str = "auto") -> Video:
+    """Open a video with the reader that fits it, or with `pyav` where decord is not to be tried.
 
-    Raises MediaError for a file that is missing, empty, no video, or has no frame that decodes.
+    Raises MediaError for a file that is missing, empty, no video, or has no frame that decodes,
+    ValueError for another reader.
     """
+    if reader not in READERS:
+        raise ValueError(f"reader {reader!r} is not known: expected {' or '.join(READERS)}; correct the call")
     path = Path(path)
-    times, seeks_are_exact = _scan(path)
-    if seeks_are_exact:
-        try:
-            reader = decord.VideoReader(str(path), num_threads=1)
-        except (decord.DECORDError, RuntimeError):
-            reader = None
-        if reader is not None and len(reader) == len(times):
-            return Video(path, len(times), *_rate(times), reader="decord", _decord=reader)
-    times = [frame.time for frame in _decode_video(path)]
+    video = _open_with_decord(path) if reader == "auto" else None
+    return video or _open_with_pyav(path)
+
+
+def _open_with_decord(path: Path) -> Video | None:
+    """Return the video where decord would give exactly the frames asked for, else None."""
+    times = _exact_times(path)
+    if not times:
+        return None
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+    except (decord.DECORDError, RuntimeError):
+        return None
+    return (
+        Video(path, len(times), *_rate(times), reader="decord", _decord=reader) if len(reader) == len(times) else None
+    )
+
+
+def _open_with_pyav(path: Path) -> Video:
+    """Count the frames by decoding them all, and keep them where they are few enough."""
+    times: list[float | None] = []
+    decoded: list[av.VideoFrame] = []
+    size = 0
+    for frame in _decode_video(path):
+        times.append(frame.time)
+        size += sum(plane.buffer_size for plane in frame.planes)
+        if size <= _KEPT_BYTES:
+            decoded.append(frame)
+        else:
+            decoded.clear()
     if not times:
         raise MediaError(f"{path}: no frame of its video stream can be decoded; expected a video, so fetch it again")
-    return Video(path, len(times), *_rate(times), reader="pyav")
+    return Video(path, len(times), *_rate(times), reader="pyav", _decoded=decoded or None)
 
 
 def open_media(path: Path) -> av.container.InputContainer:
@@ -194,8 +223,8 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
     return stream
 
 
-def _scan(path: Path) -> tuple[list[float | None], bool]:
-    """Return the times of all packets in seconds, and whether seeking in this file finds the frame asked for.
+def _exact_times(path: Path) -> list[float | None]:
+    """Return the times of all packets in seconds where seeking in this file finds the frame asked for, else nothing.
 
     It does in MP4/MOV with H.264 or HEVC, when no packet is cut off by an edit list and every key
     frame resets the decoder (no open group of pictures).
@@ -203,19 +232,19 @@ def _scan(path: Path) -> tuple[list[float | None], bool]:
     with open_media(path) as container:
         stream = _video_stream(container, path)
         codec = stream.codec_context.name
-        exact = container.format.name == _EXACT_CONTAINER and codec in _IDR_TYPES
+        if container.format.name != _EXACT_CONTAINER or codec not in _IDR_TYPES:
+            return []
         times: list[float | None] = []
         try:
             for packet in container.demux(stream):
                 if packet.size == 0:
                     continue
+                if packet.is_discard or (packet.is_keyframe and not _resets_decoder(bytes(packet), codec)):
+                    return []
                 times.append(None if packet.pts is None else float(packet.pts * stream.time_base))
-                exact = exact and not packet.is_discard
-                if exact and packet.is_keyframe:
-                    exact = _resets_decoder(bytes(packet), codec)
         except av.FFmpegError:
-            exact = False
-    return times, exact and bool(times)
+            return []
+    return times
 
 
 def _resets_decoder(packet: bytes, codec: str) -> bool:
@@ -243,6 +272,18 @@ def decode(container: av.container.InputContainer, stream: av.stream.Stream) -> 
         yield from frames
 
 
+def all_frames(path: str | Path) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield every frame with its time in seconds from the first, one in memory at a time: RGB uint8 [H, W, 3], upright.
+
+    Raises MediaError for a file that is missing, empty or no video.
+    """
+    first = None
+    for i, frame in enumerate(_decode_video(Path(path))):
+        time = frame.time if frame.time is not None else i / 25
+        first = time if first is None else first
+        yield time - first, _picture(frame)
+
+
 def _decode_video(path: Path) -> Iterator[av.VideoFrame]:
     with open_media(path) as container:
         yield from decode(container, _video_stream(container, path))
@@ -253,11 +294,16 @@ def _read_with_pyav(path: Path, indices: list[int]) -> list[np.ndarray]:
     pictures: list[np.ndarray] = []
     for i, frame in enumerate(_decode_video(path)):
         if i == indices[len(pictures)]:
-            # FFmpeg counts degrees counter-clockwise, as np.rot90 does
-            pictures.append(np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4))
+            pictures.append(_picture(frame))
             if len(pictures) == len(indices):
                 break
     return pictures
+
+
+def _picture(frame: av.VideoFrame) -> np.ndarray:
+    """Return a frame as RGB uint8 [H, W, 3], upright."""
+    # FFmpeg counts degrees counter-clockwise, as np.rot90 does
+    return np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
 
 
 def _rate(times: list[float | None]) -> tuple[float, float]:

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
     {"affect.schema", "affect.facs", "affect.files", "affect.layouts"},
-    {"affect.config", "affect.store", "affect.weights", "affect.au_json"},
+    {"affect.config", "affect.weights", "affect.au_json"}
+    | {"affect.arrays", "affect.pack", "affect.store", "affect.packing"},
     {"affect.data"},
     {"affect.models", "affect.evaluate"},
     {"affect.train"},
@@ -19,7 +20,7 @@ FLOORS = [
     {"train", "inference", "tools"},
 ]
 """Lowest first; modules of one floor may import each other."""
-WITHOUT_TORCH = ["affect.schema", "affect.facs", "affect.config", "affect.store", "affect.au_json"]
+WITHOUT_TORCH = ["affect.schema", "affect.facs", "affect.config", "affect.store", "affect.packing", "affect.au_json"]
 WITHOUT_TORCH += ["extractors.openface", "extractors.au_text"]
 
 

@@ -126,7 +126,7 @@ def clip_names(dataset: str, section: DatasetConfig, store: FeatureStore, au_roo
     """Return the clips of the table, or without one every clip of which anything is there."""
     if section.csv_path:
         return [clip.name for clip in read_clips(dataset, section)]
-    names = {path.stem for path in store.root.glob("*/*.npy")}
+    names = store.names()
     # with the data set's folder between root and clips, or without
     folder = au_json_path(au_root, dataset, "any").parent.parent
     folder = folder if folder.is_dir() else au_root

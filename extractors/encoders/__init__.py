@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,37 +20,48 @@ EMBEDDED = {
 }
 """The encoder of each modality that needs no weights."""
 
-PRETRAINED = {
-    Modality.FRAME: "CLIP_VIT_LARGE",
-    Modality.FACE: "CLIP_VIT_LARGE",
-    Modality.AUDIO: "HUBERT_LARGE",
-    Modality.AU: "CLIP_VITB32",
+_PICTURES = {"CLIP_VIT_LARGE": "clip", "SIGLIP_SO": "siglip", "DINO2_LARGE": "dinov2"}
+_SOUND = {"HUBERT_LARGE": "hubert", "WAVLM_LARGE": "wavlm", "DATA2VEC_BASE": "data2vec-audio"}
+NAMED: dict[Modality, dict[str, str | None]] = {
+    Modality.FRAME: _PICTURES,
+    Modality.FACE: _PICTURES,
+    Modality.AUDIO: _SOUND,
+    Modality.AU: {"CLIP_VITB32": None},
 }
-"""The name under which published features of each modality are stored."""
+"""Short names of pretrained encoders of each modality, and the type that a transformers model behind them must have."""
+
+_PREFIX = re.compile(r"([a-z]\w+):(.+)")
 
 
 class Encoder(Protocol):
-    """Turns the raw material of clips into features.
+    """Turns the raw material of clips into features, in two steps.
 
-    Items are uint8 RGB [T, H, W, 3] for frames and faces, float32 [C, N] at 16 kHz or None (no
-    sound) for audio, lists of N sentences for AU. A batch gives what its items give one by one.
+    `prepare` takes one item: uint8 RGB [T, H, W, 3] for frames and faces, float32 [C, N] at 16 kHz
+    or None (no sound) for audio, a list of N sentences for AU. It needs no torch and can be
+    pickled, so that decode workers run it. The encoder itself takes prepared items; a batch gives
+    what its items give one by one.
     """
 
     name: str
     dim: int
+    prepare: Callable[[Any], Any]
 
     def provenance(self) -> dict[str, Any]:
         """Return how the features are made, as plain JSON values: family, weights hash, layer, pooling and so on."""
 
     def __call__(self, items: Sequence[Any]) -> list[np.ndarray]:
-        """Return float32 [T, dim] for each item, [0, dim] for an empty one."""
+        """Return float32 [T, dim] for each prepared item, [0, dim] for an empty one."""
 
 
 def build_encoder(modality: Modality | str, name: str, device: str = "cpu", weights: str | None = None) -> Encoder:
-    """Return the encoder of a modality by name: an embedded one, a known pretrained one, or any folder or hub id.
+    """Return the encoder of a modality by name.
 
-    `weights` says where they are; without it `affect.weights.resolve_weights` does. Raises
-    ValueError for a name of another modality, WeightsError where no fitting weights are found.
+    name: an embedded one; a short name of a pretrained one; `hf:<folder or hub id>` for a model of
+    transformers; `open_clip:<architecture>/<weights>`, `open_clip:<folder>` or `open_clip:<hub id>` for one
+    of open_clip. Without a prefix a folder or hub id is of transformers, for AU of open_clip.
+    weights: where they are, with or without a prefix; without it `affect.weights.resolve_weights`
+    says so. Raises ValueError for a name of another modality or an unknown prefix, WeightsError
+    where no fitting weights are found.
     """
     modality = Modality(modality)
     if modality not in EMBEDDED:
@@ -58,21 +70,52 @@ def build_encoder(modality: Modality | str, name: str, device: str = "cpu", weig
         )
     if name == EMBEDDED[modality].name:
         return EMBEDDED[modality]()
-    if name in {encoder.name for encoder in EMBEDDED.values()} | set(PRETRAINED.values()) - {PRETRAINED[modality]}:
-        raise ValueError(
-            f"encoder {name} is not one for {modality!s}: expected {EMBEDDED[modality].name}, {PRETRAINED[modality]}, "
-            "or a folder or hub id of weights; correct the config"
-        )
-    source = weights or resolve_weights(name)
+    known = {encoder.name for encoder in EMBEDDED.values()}.union(*NAMED.values())
+    if name in known - NAMED[modality].keys():
+        raise ValueError(f"encoder {name} is not one for {modality!s}: {_expected(modality)}; correct the config")
+    family, source = _family_and_source(modality, name, weights or resolve_weights(name))
     # torch is imported only where a family needs it
-    if modality == Modality.AUDIO:
-        from extractors.encoders.hf_audio import HubertEncoder
+    if family == "hf" and modality == Modality.AUDIO:
+        from extractors.encoders.hf_audio import HfAudioEncoder
 
-        return HubertEncoder(name, source, device)
+        return HfAudioEncoder(name, source, device, NAMED[modality].get(name))
+    if family == "hf" and modality == Modality.AU:
+        from extractors.encoders.hf_text import HfTextEncoder
+
+        return HfTextEncoder(name, source, device)
+    if family == "hf":
+        from extractors.encoders.hf_vision import HfVisionEncoder
+
+        return HfVisionEncoder(name, source, device, NAMED[modality].get(name))
     if modality == Modality.AU:
         from extractors.encoders.open_clip_text import OpenClipTextEncoder
 
         return OpenClipTextEncoder(name, source, device)
-    from extractors.encoders.hf_vision import ClipVisionEncoder
+    from extractors.encoders.open_clip_vision import OpenClipVisionEncoder
 
-    return ClipVisionEncoder(name, source, device)
+    return OpenClipVisionEncoder(name, source, device)
+
+
+def _family_and_source(modality: Modality, name: str, source: str) -> tuple[str, str]:
+    """Return the library, hf or open_clip, and the place of the weights without a prefix."""
+    prefixes = ("hf",) if modality == Modality.AUDIO else ("hf", "open_clip")
+    family = "open_clip" if modality == Modality.AU else "hf"
+    for text in (name, source):  # what is said of the weights comes last and counts
+        if match := _PREFIX.fullmatch(text):
+            family = match[1]
+            if family not in prefixes:
+                raise ValueError(
+                    f"encoder {text}: found the prefix {family!r}; for {modality!s} {_expected(modality)}; "
+                    "correct the config"
+                )
+    match = _PREFIX.fullmatch(source)
+    return family, match[2] if match else source
+
+
+def _expected(modality: Modality) -> str:
+    places = "hf:<folder or hub id>"
+    if modality != Modality.AUDIO:
+        places += ", open_clip:<architecture>/<weights>"
+    return (
+        f"expected {', '.join([EMBEDDED[modality].name, *NAMED[modality]])}, {places}, or a folder or hub id of weights"
+    )

@@ -20,6 +20,7 @@ import numpy as np
 from scipy.fft import dctn
 
 from extractors.audio import SAMPLE_RATE
+from extractors.encoders.prepare import as_it_is
 
 _SIDE = 48
 _HOP = 320  # 20 ms
@@ -55,18 +56,26 @@ class DctEncoder:
             "versions": {"opencv": cv2.__version__, "scipy": version("scipy")},
         }
 
-    def __call__(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return [T, 128] for each item of RGB frames uint8 [T, H, W, 3]."""
-        return [self._encode(frames) for frames in items]
+    @staticmethod
+    def prepare(frames: np.ndarray) -> np.ndarray:
+        """Return RGB frames uint8 [T, H, W, 3] as small gray pictures uint8 [T, 48, 48]."""
+        pictures = np.empty((len(frames), _SIDE, _SIDE), np.uint8)
+        for picture, frame in zip(pictures, frames, strict=True):
+            gray = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
+            cv2.resize(gray, (_SIDE, _SIDE), dst=picture, interpolation=cv2.INTER_AREA)
+        return pictures
 
-    def _encode(self, frames: np.ndarray) -> np.ndarray:
-        if len(frames) == 0:
+    def __call__(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return [T, 128] for each item of prepared pictures [T, 48, 48]; raises ValueError for other ones."""
+        return [self._encode(pictures) for pictures in _checked(items, (_SIDE, _SIDE))]
+
+    def _encode(self, pictures: np.ndarray) -> np.ndarray:
+        if len(pictures) == 0:
             return np.zeros((0, self.dim), np.float32)
-        small = [cv2.resize(_gray(frame), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA) for frame in frames]
-        pictures = np.stack(small).astype(np.float64)
+        pictures = pictures.astype(np.float64)
         pictures -= pictures.mean(axis=(1, 2), keepdims=True)
         pictures /= pictures.std(axis=(1, 2), keepdims=True) + 1.0  # a flat picture stays near 0
-        spectrum = dctn(pictures, axes=(1, 2), norm="ortho").reshape(len(frames), -1)
+        spectrum = dctn(pictures, axes=(1, 2), norm="ortho").reshape(len(pictures), -1)
         return (spectrum[:, self._lowest] * self._weights).astype(np.float32)
 
 
@@ -92,18 +101,20 @@ class ProsodyEncoder:
             "versions": {"librosa": version("librosa"), "numpy": version("numpy")},
         }
 
-    def __call__(self, items: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-        """Return [C, 64] for each item of sound clips float32 [C, N] at 16 kHz; [0, 64] for None, no sound."""
-        return [self._encode(clips) for clips in items]
-
-    def _encode(self, clips: np.ndarray | None) -> np.ndarray:
+    @classmethod
+    def prepare(cls, clips: np.ndarray | None) -> np.ndarray:
+        """Return the features [C, 64] of sound clips float32 [C, N] at 16 kHz; [0, 64] for None, no sound."""
         if clips is None or len(clips) == 0:
-            return np.zeros((0, self.dim), np.float32)
+            return np.zeros((0, cls.dim), np.float32)
         # a sound of one clip's length is the same clip eight times
         rows: dict[bytes, int] = {}
         order = [rows.setdefault(clip.tobytes(), len(rows)) for clip in clips]
         distinct = np.stack([clips[order.index(row)] for row in range(len(rows))])
         return _prosody(distinct).astype(np.float32)[order]
+
+    def __call__(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the items, since all work is done in preparing them; raises ValueError for items that are not."""
+        return _checked(items, (self.dim,))
 
 
 class HashedNgramEncoder:
@@ -111,6 +122,7 @@ class HashedNgramEncoder:
 
     name = "HASHED_NGRAMS"
     dim = 512
+    prepare = staticmethod(as_it_is)
 
     def provenance(self) -> dict[str, Any]:
         """Return how the features are made, as plain JSON values."""
@@ -142,8 +154,12 @@ class HashedNgramEncoder:
         return row / np.linalg.norm(row)
 
 
-def _gray(frame: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
+def _checked(items: Sequence[np.ndarray], row: tuple[int, ...]) -> list[np.ndarray]:
+    for item in items:
+        if item is None or item.shape[1:] != row:
+            found = None if item is None else list(item.shape)
+            raise ValueError(f"an item is {found}, expected [T, {', '.join(map(str, row))}]; call prepare on it first")
+    return list(items)
 
 
 def _prosody(clips: np.ndarray) -> np.ndarray:
@@ -152,10 +168,16 @@ def _prosody(clips: np.ndarray) -> np.ndarray:
     rms = librosa.feature.rms(S=spectrum, frame_length=_WINDOW)[:, 0]
     loudness = 20 * np.log10(np.maximum(rms, 10 ** (_FLOOR_DB / 20))) - _FLOOR_DB  # [C, F] dB above the floor
     audible = (loudness > 15) & (loudness > loudness.max(axis=1, keepdims=True) - 30)
-    pitch, periodicity = _pitch(clips)
-    voiced = audible & (periodicity > 0.5)
-    # frames x 19: what is averaged over the audible frames, each brought to the order of 1
-    qualities = np.concatenate([periodicity[:, None], _quality(clips, spectrum), _timbre(spectrum)], axis=1)
+    pitch = np.ones(audible.shape)
+    # 19 x [C, F]: what is averaged over the audible frames, each brought to the order of 1
+    qualities = np.zeros((19, *audible.shape))
+    if audible.any():  # the other frames enter no statistic, and pitch takes most of the time
+        pitch[audible], periodicity = _pitch(_windows(clips)[audible])
+        spectrum = np.ascontiguousarray(spectrum.transpose(0, 2, 1))
+        heard = spectrum[audible].T
+        zero_crossings, flux = (track[audible] for track in (_zero_crossings(clips), _flux(spectrum)))
+        qualities[:, audible] = [periodicity, *_quality(heard, zero_crossings, flux), *_timbre(heard)]
+    voiced = audible & (qualities[0] > 0.5)
     return np.stack(
         [
             np.concatenate(
@@ -164,7 +186,7 @@ def _prosody(clips: np.ndarray) -> np.ndarray:
                     _contour(loudness[c] / 20, audible[c]),
                     _timing(voiced[c]),
                     _timing(audible[c]),
-                    *_moments(qualities[c], audible[c]),
+                    *_moments(qualities[:, c], audible[c]),
                 ]
             )
             for c in range(len(clips))
@@ -172,45 +194,62 @@ def _prosody(clips: np.ndarray) -> np.ndarray:
     )
 
 
-def _pitch(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return pitch in Hz and periodicity -1..1 of each frame, both [C, F]."""
-    pitch = librosa.yin(
-        clips, fmin=_LOWEST_PITCH, fmax=_HIGHEST_PITCH, sr=SAMPLE_RATE, frame_length=_WINDOW, hop_length=_HOP
-    )
+def _windows(clips: np.ndarray) -> np.ndarray:
+    """Return a view [C, F, window] of clips [C, N]: the samples around each frame, zeros beyond the ends."""
     centred = np.pad(clips, ((0, 0), (_WINDOW // 2, _WINDOW // 2)))
-    frames = librosa.util.frame(centred, frame_length=_WINDOW, hop_length=_HOP)  # [C, window, F]
-    lag = np.rint(SAMPLE_RATE / pitch).astype(int)[:, None]
-    span = np.arange(_WINDOW - int(SAMPLE_RATE / _LOWEST_PITCH) - 1)
-    now, later = frames[:, span], np.take_along_axis(frames, span[:, None] + lag, axis=1)
+    return np.lib.stride_tricks.sliding_window_view(centred, _WINDOW, axis=1)[:, ::_HOP]
+
+
+def _pitch(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return pitch in Hz and periodicity -1..1 of each of the windows [M, window], both [M]."""
+    pitch = librosa.yin(  # each window as a sound of a single frame
+        windows,
+        fmin=_LOWEST_PITCH,
+        fmax=_HIGHEST_PITCH,
+        sr=SAMPLE_RATE,
+        frame_length=_WINDOW,
+        hop_length=_WINDOW,
+        center=False,
+    )[:, 0]
+    lag = np.rint(SAMPLE_RATE / pitch).astype(int)
+    span = _WINDOW - int(SAMPLE_RATE / _LOWEST_PITCH) - 1
+    now = windows[:, :span]
+    later = np.lib.stride_tricks.sliding_window_view(windows, span, axis=1)[np.arange(len(lag)), lag]
     power = np.sqrt((now**2).sum(axis=1) * (later**2).sum(axis=1))
     return pitch, (now * later).sum(axis=1) / (power + 1e-9)
 
 
-def _quality(clips: np.ndarray, spectrum: np.ndarray) -> np.ndarray:
-    """Return [C, 6, F]: centroid and roll-off (kHz / 4), flatness, zero crossings, alpha ratio, flux."""
+def _zero_crossings(clips: np.ndarray) -> np.ndarray:
+    """Return the share of samples at which the sign changes, [C, F]."""
+    return librosa.feature.zero_crossing_rate(clips, frame_length=_WINDOW, hop_length=_HOP)[:, 0]
+
+
+def _flux(spectrum: np.ndarray) -> np.ndarray:
+    """Return how much the shape of the spectrum [C, F, bins] has changed since the frame before, [C, F]."""
+    shape = spectrum / (spectrum.sum(axis=2, keepdims=True) + 1e-9)
+    return np.abs(np.diff(shape, axis=1, prepend=shape[:, :1])).sum(axis=2)
+
+
+def _quality(spectrum: np.ndarray, zero_crossings: np.ndarray, flux: np.ndarray) -> list[np.ndarray]:
+    """Return 6 x [M]: centroid and roll-off (kHz / 4), flatness, zero crossings, alpha ratio, flux."""
     power = spectrum**2
     hertz = librosa.fft_frequencies(sr=SAMPLE_RATE, n_fft=_WINDOW)
-    low = power[:, (hertz >= 50) & (hertz < 1000)].sum(axis=1)
-    high = power[:, (hertz >= 1000) & (hertz < 5000)].sum(axis=1)
-    shape = spectrum / (spectrum.sum(axis=1, keepdims=True) + 1e-9)
-    flux = np.abs(np.diff(shape, axis=2, prepend=shape[:, :, :1])).sum(axis=1)
-    return np.stack(
-        [
-            librosa.feature.spectral_centroid(S=spectrum, sr=SAMPLE_RATE)[:, 0] / 4000,
-            librosa.feature.spectral_rolloff(S=spectrum, sr=SAMPLE_RATE)[:, 0] / 4000,
-            np.log10(librosa.feature.spectral_flatness(S=spectrum)[:, 0]) / 3,
-            librosa.feature.zero_crossing_rate(clips, frame_length=_WINDOW, hop_length=_HOP)[:, 0] * 4,
-            np.clip(np.log10((low + 1e-9) / (high + 1e-9)), -3, 3),
-            flux,
-        ],
-        axis=1,
-    )
+    low = power[(hertz >= 50) & (hertz < 1000)].sum(axis=0)
+    high = power[(hertz >= 1000) & (hertz < 5000)].sum(axis=0)
+    return [
+        librosa.feature.spectral_centroid(S=spectrum, sr=SAMPLE_RATE)[0] / 4000,
+        librosa.feature.spectral_rolloff(S=spectrum, sr=SAMPLE_RATE)[0] / 4000,
+        np.log10(librosa.feature.spectral_flatness(S=spectrum)[0]) / 3,
+        zero_crossings * 4,
+        np.clip(np.log10((low + 1e-9) / (high + 1e-9)), -3, 3),
+        flux,
+    ]
 
 
 def _timbre(spectrum: np.ndarray) -> np.ndarray:
-    """Return MFCC 1..12 of each frame, [C, 12, F]; 0 is the loudness, which is counted elsewhere."""
+    """Return MFCC 1..12 of the frames of a spectrum [bins, M], [12, M]; 0 is the loudness, counted elsewhere."""
     mel = _mel_filters() @ spectrum**2
-    return librosa.feature.mfcc(S=librosa.power_to_db(mel, top_db=None), n_mfcc=13)[:, 1:] / 50
+    return librosa.feature.mfcc(S=librosa.power_to_db(mel, top_db=None), n_mfcc=13)[1:] / 50
 
 
 @functools.cache

@@ -1,63 +1,85 @@
-"""Sound by HuBERT (Hsu et al., IEEE/ACM TASLP 2021) through transformers."""
+"""Sound by the wav2vec2-like models of transformers: HuBERT, WavLM, data2vec and others."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from transformers import HubertModel, Wav2Vec2FeatureExtractor
+from transformers import AutoFeatureExtractor, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from extractors.audio import SAMPLE_RATE
-from extractors.encoders.loading import chunks, load_model, load_pretrained, source_hash, split_rows
+from extractors.encoders.batches import chunks, encode_batches, feature_width, split_rows
+from extractors.encoders.loading import WeightsError, load_model, load_pretrained, precision, source_hash
+from extractors.encoders.prepare import as_it_is, level_together
 
 _CLIPS_AT_ONCE = 32
 _LAYERS = 4
 
 
-class HubertEncoder:
-    """Mean of HuBERT's last four hidden layers, then mean over time: [C, 1024] for HUBERT_LARGE.
+class HfAudioEncoder:
+    """Mean of the last four hidden layers, then mean over time: [C, 1024] for HUBERT_LARGE and WAVLM_LARGE.
 
-    The clips of one item are normalised together, as in the published features: a quiet clip
-    stays quieter than a loud one. Raises WeightsError for weights that are not there or not HuBERT's.
+    Models that take the wave itself: HuBERT (Hsu et al., IEEE/ACM TASLP 2021), WavLM (Chen et al.,
+    IEEE JSTSP 2022), data2vec (Baevski et al., ICML 2022), wav2vec 2.0 and their like. Where a model
+    wants its input normalised, the clips of one item are normalised together, as in the published
+    features: a quiet clip stays quieter than a loud one. Raises WeightsError for weights that are not
+    there, of another kind, or of another type than `model_type`.
     """
 
-    def __init__(self, name: str, source: str, device: str = "cpu") -> None:
+    def __init__(self, name: str, source: str, device: str = "cpu", model_type: str | None = None) -> None:
         self.name = name
-        self._device = device
-        self._model = load_model(HubertModel, name, source, device)
-        self._processor = load_pretrained(lambda: Wav2Vec2FeatureExtractor.from_pretrained(source), name, source)
+        self._device, self._dtype = device, precision(device)
+        self._model = load_model(name, source, device, "sound waves", _takes_waves, model_type)
+        self.prepare = level_together if _wants_level(name, source) else as_it_is
+        self.dim = feature_width(self._encode, np.zeros(SAMPLE_RATE, np.float32), name, source)
         self._hash = source_hash(source)
-        self.dim: int = self._model.config.hidden_size
 
     def provenance(self) -> dict[str, Any]:
         """Return how the features are made, as plain JSON values."""
+        level = "mean 0 and variance 1 over all clips" if self.prepare is level_together else "as it is"
         return {
             "family": "hf_audio",
+            "model": self._model.config.model_type,
             "weights": self._hash,
             "layer": f"mean of the last {_LAYERS} hidden layers",
             "pooling": "mean over time",
-            "preprocessing": f"{SAMPLE_RATE} Hz, "
-            + ("mean 0 and variance 1 over all clips" if self._processor.do_normalize else "as it is"),
+            "preprocessing": f"{SAMPLE_RATE} Hz, {level}",
+            "precision": str(self._dtype).removeprefix("torch."),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
 
-    @torch.inference_mode()
     def __call__(self, items: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-        """Return [C, D] for each item of sound clips float32 [C, N] at 16 kHz; [0, D] for None, no sound."""
-        clips = [clip for item in items if item is not None and len(item) for clip in self._normalise(item)]
-        rows = [np.zeros((0, self.dim), np.float32)]
-        for chunk in chunks(clips, _CLIPS_AT_ONCE):
-            waves = torch.from_numpy(np.stack(chunk)).to(self._device)
-            output = self._model(waves, output_hidden_states=True)
-            # the last layer counts after its norm: transformers 4 stored it so, 5 stores it before
-            layers = (*output.hidden_states[-_LAYERS:-1], output.last_hidden_state)
-            rows.append(torch.stack(layers).mean(dim=0).mean(dim=1).cpu().numpy())
-        return split_rows(np.concatenate(rows), items)
+        """Return [C, D] for each item of prepared sound clips float32 [C, N] at 16 kHz; [0, D] for None, no sound."""
+        clips = [clip for item in items if item is not None for clip in item]
+        of_one_length = (list(group) for _, group in itertools.groupby(clips, key=len))
+        batches = (batch for group in of_one_length for batch in chunks(group, _CLIPS_AT_ONCE))
+        return split_rows(encode_batches(batches, self._encode, self.dim), items)
 
-    def _normalise(self, clips: np.ndarray) -> np.ndarray:
-        """Pass the clips [C, N] through the feature extractor as one example."""
-        joined = self._processor(clips.reshape(-1), sampling_rate=SAMPLE_RATE, return_tensors="np")
-        return joined["input_values"].reshape(clips.shape).astype(np.float32, copy=False)
+    def _encode(self, clips: Sequence[np.ndarray]) -> torch.Tensor:
+        waves = torch.from_numpy(np.stack(clips)).to(self._device, self._dtype)
+        output = self._model(waves, output_hidden_states=True)
+        # the last layer counts after its norm: transformers 4 stored it so, 5 stores it before
+        layers = (*output.hidden_states[-_LAYERS:-1], output.last_hidden_state)
+        return torch.stack(layers).float().mean(dim=0).mean(dim=1)
+
+
+def _takes_waves(model_class: type[PreTrainedModel]) -> bool:
+    return model_class.main_input_name == "input_values"
+
+
+def _wants_level(name: str, source: str) -> bool:
+    """Whether a model's sound is normalised; raises WeightsError where other things happen to it."""
+    extractor = load_pretrained(
+        lambda: AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False), name, source
+    )
+    if not isinstance(extractor, Wav2Vec2FeatureExtractor) or extractor.sampling_rate != SAMPLE_RATE:
+        raise WeightsError(
+            f"encoder {name}: {source!r} takes its sound through {type(extractor).__name__} at "
+            f"{extractor.sampling_rate} Hz; expected a model of waves at {SAMPLE_RATE} Hz with a "
+            "Wav2Vec2FeatureExtractor, so use another model"
+        )
+    return bool(extractor.do_normalize)

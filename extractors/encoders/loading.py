@@ -2,61 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import numpy as np
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+import transformers
+from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
 
 from affect.weights import weights_hash
+
+# what the libraries raise on folders and models that are not what they expect
+_LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError)
 
 
 class WeightsError(ValueError):
     """Weights that are not there or do not fit the encoder."""
 
 
+def precision(device: str) -> torch.dtype:
+    """Return the numbers that a device computes in: float32, on CUDA bfloat16, or float16 where it is older."""
+    if torch.device(device).type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
 def load_pretrained(load: Callable[[], Any], name: str, source: str) -> Any:
     """Return `load()`, which reads from `source`; raises WeightsError that says where to put the weights."""
     try:
         return load()
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-        if Path(source).is_absolute() and not Path(source).exists():
-            reason = "no such folder"
-        variable = f"set AFFECT_{name.upper()} to it or " if name.isidentifier() else ""
+    except _LIBRARY_ERRORS as error:
+        absent = Path(source).is_absolute() and not Path(source).exists()
+        hint = "download the weights"
+        if name.isidentifier():
+            hint += (
+                f", then set AFFECT_{name.upper()} to it or add a line '{name}: folder' to the YAML file that "
+                "AFFECT_WEIGHTS names"
+            )
         raise WeightsError(
-            f"encoder {name}: no usable weights at {source!r} ({reason}); expected a local folder or a hub id that can "
-            f"be reached: download the weights, then {variable}add a line '{name}: folder' to the YAML file that "
-            "AFFECT_WEIGHTS names"
+            f"encoder {name}: no usable weights at {source!r} ({'no such folder' if absent else _reason(error)}); "
+            f"expected a local folder or a hub id that can be reached: {hint}"
         ) from error
 
 
-def load_model(model_class: type[PreTrainedModel], name: str, source: str, device: str) -> PreTrainedModel:
-    """Return a model in float32 for inference.
-
-    Raises WeightsError where there is none, one of another kind, or one of which weights are missing.
-    """
-    config = load_pretrained(lambda: PretrainedConfig.get_config_dict(source)[0], name, source)
-    found, expected = config.get("model_type"), model_class.config_class.model_type
-    if found != expected:
+def try_out(use: Callable[[], Any], name: str, source: str) -> Any:
+    """Return `use()`, the first use of what was loaded from `source`; raises WeightsError where it fails."""
+    try:
+        return use()
+    except WeightsError:
+        raise
+    except _LIBRARY_ERRORS as error:
         raise WeightsError(
-            f"encoder {name}: {source!r} holds a model of type {found!r}; expected {expected!r}, "
+            f"encoder {name}: the model at {source!r} cannot be used ({_reason(error)}); expected one that makes one "
+            "row of each frame, sound clip or sentence, so use another model"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+
+
+def load_model(
+    name: str,
+    source: str,
+    device: str,
+    takes: str,
+    fits: Callable[[type[PreTrainedModel]], bool],
+    model_type: str | None = None,
+) -> PreTrainedModel:
+    """Return a model for inference, in the device's precision.
+
+    takes: what goes in, for the message; fits: whether a class of models takes that; model_type:
+    the only type allowed. Raises WeightsError where there is no model, one of another kind, or one
+    of which weights are missing. A pooler of which weights are missing is left out.
+    """
+    config = load_pretrained(lambda: AutoConfig.from_pretrained(source, trust_remote_code=False), name, source)
+    if model_type and config.model_type != model_type:
+        raise WeightsError(
+            f"encoder {name}: {source!r} holds a model of type {config.model_type!r}; expected {model_type!r}, "
             "so point to another folder"
         )
-    model, info = load_pretrained(
-        lambda: model_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True), name, source
-    )
+    model_class = _model_class(config)
+    if model_class is None or not fits(model_class):
+        found = f", which takes {model_class.main_input_name}" if model_class else ""
+        raise WeightsError(
+            f"encoder {name}: {source!r} holds a model of type {config.model_type!r}{found}; expected one that takes "
+            f"{takes}, so point to another folder"
+        )
+    dtype = precision(device)
+    with _no_loading_report():
+        model, info = load_pretrained(
+            lambda: model_class.from_pretrained(source, dtype=dtype, output_loading_info=True), name, source
+        )
     # the embedding of masked time steps is for training only, and some checkpoints leave it out
     missing = sorted(key for key in info["missing_keys"] if not key.endswith("masked_spec_embed"))
-    if missing:
+    if missing and all(key.startswith("pooler.") for key in missing):
+        model.pooler = None  # checkpoints of classifiers have none
+    elif missing:
         raise WeightsError(
             f"encoder {name}: {source!r} lacks {len(missing)} weights of {model_class.__name__} (first: {missing[0]}); "
             "expected a whole checkpoint, so download it again"
         )
     return model.eval().to(device)
+
+
+def _model_class(config: Any) -> type[PreTrainedModel] | None:
+    """Return the bare model of a configuration, with its projection where a tower was saved alone with it."""
+    saved_as = (config.architectures or [""])[0]
+    if saved_as.endswith("ModelWithProjection"):
+        return getattr(transformers, saved_as, None)
+    found = MODEL_MAPPING.get(type(config), None)
+    return found[0] if isinstance(found, tuple) else found
+
+
+@contextmanager
+def _no_loading_report() -> Iterator[None]:
+    """Keep transformers from advising to train the weights that are judged here, and used only if they are whole."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
 
 
 def source_hash(source: str) -> str:
@@ -67,15 +136,3 @@ def source_hash(source: str) -> str:
         return weights_hash(huggingface_hub.snapshot_download(source, local_files_only=True))
     except (OSError, ValueError):
         return ""
-
-
-def split_rows(rows: np.ndarray, items: Sequence[Sequence[Any] | None]) -> list[np.ndarray]:
-    """Give the rows of a batch [sum T, D] back to the items they came from, as float32 [T, D] each."""
-    lengths = [0 if item is None else len(item) for item in items]
-    return np.split(rows.astype(np.float32, copy=False), np.cumsum(lengths)[:-1]) if items else []
-
-
-def chunks(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Yield slices of at most `size` rows, which bounds the memory of one forward pass."""
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]

@@ -12,12 +12,15 @@ from affect.au_json import AuAnalysis, require_sentences, sentences
 from affect.facs import ACTION_UNITS, Region
 from extractors.au_text import (
     GRADES,
+    INSTRUCTION,
     MOST_UNITS,
     MOST_UNITS_WITH_MUSCLE,
     REST,
     describe_clip,
+    describe_clips,
     describe_frame,
     exchange,
+    frame_input,
     frame_prompt,
     from_templates,
     grade,
@@ -214,6 +217,11 @@ def test_prompt_is_the_one_of_real_records_minus_label_and_smile(shared):
     assert values.replace("\n", "\\n") in text
 
 
+def test_prompt_is_instruction_and_input():
+    assert frame_prompt({"AU12_r": 1.0}) == f"{INSTRUCTION}\n{frame_input({'AU12_r': 1.0})}"
+    assert frame_input({}).endswith("AU values: none\nAU descriptions: none")
+
+
 def test_answer_is_the_tail_of_the_exchange():
     ((whole, answer),) = from_templates([{"AU12_r": 2.0}])
     assert whole == exchange(frame_prompt({"AU12_r": 2.0}), answer)
@@ -276,6 +284,49 @@ def test_other_makers_see_the_faces_only_and_are_named():
 def test_empty_answer_of_a_maker_is_refused():
     with pytest.raises(ValueError, match=r"clip\.mp4: a test gave an empty sentence for frame 2"):
         describe_clip(_clip({}, {}), [0, 1], lambda frames: [("w", "a"), ("w", " ")], "a test")
+
+
+def test_clips_get_what_each_would_get_alone_from_one_call_of_the_maker():
+    clips = [
+        (_clip({"AU04_r": 2.0}, {"AU12_r": 1.0}), [0, 1]),
+        (_clip(None, None), [0, 1]),
+        (_clip(None, {"AU01_r": 3.0}, {}), [0]),
+        (_clip({}, {"AU25_r": 1.5}), [1, 0]),
+    ]
+    calls = []
+
+    def maker(frames):
+        calls.append(len(frames))
+        return from_templates(frames)
+
+    assert describe_clips(clips, maker) == [describe_clip(*clip) for clip in clips]
+    assert calls == [5]
+
+
+def test_maker_is_not_called_for_nothing():
+    def maker(frames):
+        raise AssertionError(frames)
+
+    assert describe_clips([], maker) == []
+    assert describe_clips([(_clip(None), [0])], maker)[0].summary_description == {}
+
+
+def test_clip_that_fails_is_named_among_others():
+    good, bad = _clip({"AU04_r": 2.0}), _clip({"AU04_r": 2.0}, {})
+    bad.source_path = "bad.mp4"
+    with pytest.raises(ValueError, match=r"^bad\.mp4: a test gave an empty sentence for frame 2"):
+        describe_clips(
+            [(good, [0]), (bad, [0, 1])], lambda frames: [("w", "a" if aus else "") for aus in frames], "a test"
+        )
+    called = []
+    with pytest.raises(ValueError, match=r"^bad\.mp4: frame index 7 has no AU description"):
+        describe_clips([(good, [0]), (bad, [7])], called.append)
+    assert not called  # before anything costly
+
+
+def test_maker_that_loses_a_frame_is_refused():
+    with pytest.raises(ValueError, match="a test gave 1 sentences for 2 frames"):
+        describe_clips([(_clip({}, {}), [0, 1])], lambda frames: from_templates(frames)[:1], "a test")
 
 
 def test_units_are_read_from_the_description_of_files_that_give_no_numbers():

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,19 +13,25 @@ from extractors.video import MediaError, read_video, uniform_indices
 
 
 class ScriptedFinder:
-    """Finds what a list says, frame by frame."""
+    """Finds what a list says, frame by frame, and notes which boxes it is asked about."""
 
     name = "scripted"
 
     def __init__(self, *boxes_of_frames: list[Box]) -> None:
-        self._left = list(boxes_of_frames)
+        self._boxes = list(boxes_of_frames)
+        self.asked: list[Box] = []
 
-    def boxes(self, frame: np.ndarray) -> list[Box]:
-        return self._left.pop(0)
+    def boxes(self, frames: np.ndarray) -> list[list[Box]]:
+        assert len(frames) == len(self._boxes)
+        return self._boxes
+
+    def is_sure(self, frame: np.ndarray, box: Box) -> bool:
+        self.asked.append(box)
+        return box.score == 1
 
 
 def box(x: float = 50, y: float = 40, side: float = 20, sure: bool = True) -> Box:
-    return Box(x, y, side, sure)
+    return Box(x, y, side, score=float(sure))
 
 
 def scene(frames: int, seed: int = 0) -> np.ndarray:
@@ -77,6 +84,14 @@ def test_what_is_never_sure_is_no_face():
     assert find_faces(scene(5), ScriptedFinder(*[unsure] * 5)).frames == []
     assert find_faces(scene(5), ScriptedFinder([box()], *[unsure] * 4)).frames == []  # one in five is too little
     assert find_faces(scene(5), ScriptedFinder([box()], [box()], *[unsure] * 3)).frames == [0, 1, 2, 3, 4]
+    assert find_faces(scene(5), ScriptedFinder(*[unsure] * 3, [box()], [box()])).frames == [0, 1, 2, 3, 4]
+
+
+def test_no_more_boxes_are_asked_about_than_it_takes():
+    person, someone_behind = [box(30, side=20 + i) for i in range(8)], [box(90, side=12) for _ in range(8)]
+    finder = ScriptedFinder(*[list(pair) for pair in zip(someone_behind, person, strict=True)])
+    assert find_faces(scene(8), finder).boxes == person
+    assert finder.asked == person[:2]
 
 
 def test_the_larger_of_two_people_is_followed_whatever_the_order_of_boxes():
@@ -105,7 +120,7 @@ def test_a_short_gap_is_bridged_between_two_detections():
     faces = find_faces(scene(4), ScriptedFinder([box(40, 40, 20)], [], [], [box(46, 34, 26)]))
     assert faces.frames == [0, 1, 2, 3]
     middle = faces.boxes[1]
-    assert (middle.x, middle.y, middle.side, middle.sure) == (42, 38, 22, False)
+    assert (middle.x, middle.y, middle.side, middle.score) == (42, 38, 22, 0)
 
 
 def test_frames_before_after_and_long_without_the_face_stay_out():
@@ -136,6 +151,58 @@ def test_real_clips_have_faces_where_openface_saw_them(shared):
             assert faces.frames == [0, 1, 2, 3]
         if table.stem == "pyfeat_noface_face":
             assert faces.frames == [5, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def portrait(shared) -> np.ndarray:
+    """A face with what is around it, uint8 [200, 200, 3]."""
+    (frame,) = read_video(shared / "data/video/pyfeat_single_face.mp4").frames([0])
+    ((found,),) = build_face_finder("opencv").boxes(frame[None])
+    half = round(found.side * 0.75)
+    return cv2.resize(frame[round(found.y) - half :, round(found.x) - half :][: 2 * half, : 2 * half], (200, 200))
+
+
+def pasted(*places: tuple[int, int, int], portrait: np.ndarray) -> np.ndarray:
+    """A gray frame [300, 600, 3] with the portrait at each (left, top, side)."""
+    frame = np.full((300, 600, 3), 120, np.uint8)
+    for left, top, side in places:
+        frame[top : top + side, left : left + side] = cv2.resize(portrait, (side, side), interpolation=cv2.INTER_AREA)
+    return frame
+
+
+def test_a_face_is_found_in_every_frame_wherever_it_goes(portrait):
+    places = [
+        (20, 20, 150),
+        (40, 60, 150),
+        (400, 100, 150),
+        (400, 100, 150),
+        (380, 60, 200),
+        (30, 20, 80),
+        (30, 20, 80),
+    ]
+    found = build_face_finder("opencv").boxes(np.stack([pasted(place, portrait=portrait) for place in places]))
+    for (left, top, side), boxes in zip(places, found, strict=True):
+        (face,) = boxes
+        assert (face.x, face.y) == pytest.approx((left + side / 2, top + side / 2), abs=0.1 * side)
+        assert face.side == pytest.approx(side / 1.5, rel=0.2)
+
+
+def test_who_comes_in_beside_a_face_that_is_followed_is_noticed(portrait):
+    alone, both = [(20, 100, 90)], [(20, 100, 90), (300, 20, 240)]
+    frames = np.stack([pasted(*places, portrait=portrait) for places in [alone] * 2 + [both] * 6])
+    assert all(found.x > 300 for found in find_faces(frames, build_face_finder("opencv")).boxes)
+
+
+def test_following_a_face_gives_the_boxes_that_single_frames_give(shared):
+    finder = build_face_finder("opencv")
+    for name in ("grid_lbbc2a.mpg", "opendbm_subj01_timepoint01.mp4"):
+        video = read_video(shared / "data/video" / name)
+        frames = video.frames(uniform_indices(video.num_frames))
+        for frame, boxes in zip(frames, finder.boxes(frames), strict=True):
+            (alone,) = finder.boxes(frame[None])
+            assert len(boxes) == len(alone) == 1
+            assert np.hypot(boxes[0].x - alone[0].x, boxes[0].y - alone[0].y) < 0.1 * alone[0].side
+            assert boxes[0].side == pytest.approx(alone[0].side, rel=0.15)
 
 
 def test_walls_shoulders_and_noise_are_no_faces(shared):

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
+from toy_clips import write_clips
 
 import extract_features
 import verify_au_pipeline
@@ -175,3 +177,75 @@ def test_wrong_arguments_are_explained(tmp_path, more, message):
         extract_features.main(
             ["--dataset", "toy", "--modality", "frame", "--save_root", str(tmp_path), *EMBEDDED, *more]
         )
+
+
+def shard_arguments(tmp_path, *more):
+    folders = {kind: tmp_path / "clips" / kind for kind in ("video", "audio", "openface")}
+    places = [f"--{kind}_root={folder}" for kind, folder in folders.items()]
+    return ["--dataset", "toy", *places, "--save_root", str(tmp_path / "out"), *EMBEDDED, "--no-progress", *more]
+
+
+def made(tmp_path):
+    return {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npy")}
+
+
+def test_shards_share_a_store_and_no_clip(tmp_path, capsys):
+    names = [f"clip {i}" for i in range(8)]
+    write_clips(tmp_path / "clips", names)
+    assert extract_features.main(shard_arguments(tmp_path, "--num-shards", "2", "--shard-index", "0")) == 0
+    first = made(tmp_path)
+    assert 0 < len(first) < 4 * len(names)
+    assert extract_features.main(shard_arguments(tmp_path, "--num_shards", "2", "--shard_index", "1")) == 0
+    both = made(tmp_path)
+    assert len(both) == 4 * len(names)
+    assert {path: both[path] for path in first} == first
+    table = pd.read_csv(tmp_path / "out" / "toy" / "clips.csv")
+    assert sorted(table.name) == names
+    assert extract_features.main(shard_arguments(tmp_path)) == 0  # one worker alone finds nothing left to do
+    assert made(tmp_path) == both
+
+
+def test_each_device_does_a_shard_of_its_own(tmp_path, capfd):
+    write_clips(tmp_path / "clips", [f"clip {i}" for i in range(6)])
+    assert extract_features.main(shard_arguments(tmp_path, "--devices", "cpu,cpu")) == 0
+    assert len(made(tmp_path)) == 24
+    logs = sorted(path.name for path in (tmp_path / "out" / "toy" / "journal").iterdir())
+    assert logs == ["0of2.jsonl", "1of2.jsonl"]
+
+
+def test_every_kind_of_bad_input_is_listed_and_the_good_clip_is_done(tmp_path, shared, capsys):
+    write_clips(tmp_path / "clips", ["good", "empty", "text", "cut", "twice", "mute", "rate"])
+    video, audio = (tmp_path / "clips" / kind for kind in ("video", "audio"))
+    (video / "empty.mp4").write_bytes(b"")
+    (video / "text.mp4").write_text("this is no video")
+    real = (shared / "data" / "video" / "pyfeat_single_face.mp4").read_bytes()
+    (video / "cut.mp4").write_bytes(real[: len(real) // 2])
+    (video / "twice.avi").write_bytes((video / "twice.mp4").read_bytes())
+    soundfile.write(audio / "mute.wav", np.zeros(0), 16000)
+    soundfile.write(audio / "rate.wav", np.random.default_rng(0).uniform(-1, 1, (96000, 2)), 48000, subtype="PCM_U8")
+    pd.DataFrame({"name": ["good", "empty", "text", "cut", "twice", "mute", "rate", "../up", "good"]}).to_csv(
+        tmp_path / "list.csv", index=False
+    )
+    code = extract_features.main(shard_arguments(tmp_path, "--csv_path", str(tmp_path / "list.csv")))
+    assert code == 1
+    root = tmp_path / "out" / "toy"
+    failures = pd.read_csv(root / "failures.csv").groupby("clip").stage.agg(set).to_dict()
+    assert failures == {
+        "empty": {"frame", "face"},
+        "text": {"frame", "face"},
+        "cut": {"frame", "face"},
+        "twice": {"name"},
+        "../up": {"name"},
+    }
+    clips = pd.read_csv(root / "clips.csv").set_index("name")
+    assert clips.status["good"] == clips.status["mute"] == clips.status["rate"] == "done"
+    assert clips.silent["mute"]
+    assert len(np.load(root / "audio_PROSODY_8clips" / "rate.npy")) == 8
+    assert len(np.load(root / "audio_PROSODY_8clips" / "text.npy")) == 8  # a clip keeps what can be read of it
+
+
+def test_a_target_that_cannot_be_written_ends_the_run_with_one_sentence(tmp_path, capsys):
+    write_clips(tmp_path / "clips", ["a"])
+    (tmp_path / "out").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match="out"):
+        extract_features.main(shard_arguments(tmp_path))

@@ -1,0 +1,37 @@
+"""How fast this machine does what affect does; every figure of one run, as JSON.
+
+    python tools/benchmark.py extract --video_root clips --openface_root openface --copies 20
+    python tools/benchmark.py extract --video_root clips --random-init --compare_bare \\
+        --visual_encoder CLIP_VIT_LARGE --acoustic_encoder HUBERT_LARGE
+    python tools/benchmark.py store --clips 4000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+import benchmark_store
+
+import benchmark_extract
+
+BENCHMARKS = {"extract": benchmark_extract, "store": benchmark_store}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one benchmark and print its figures; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="benchmark", required=True)
+    for name, module in BENCHMARKS.items():
+        module.add_arguments(commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0]))
+    args = parser.parse_args(arguments)
+    print(json.dumps(BENCHMARKS[args.benchmark].run(args), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,350 @@
+"""AU JSON with sentences, or older instruction records, to instruction data for tuning an AU agent.
+
+    python tools/prepare_au_agent_data.py --mer-factory-output output/au --csv_path clips.csv --save_root output/data
+    python tools/prepare_au_agent_data.py --jsonl au_instruction.jsonl --save_root output/data
+
+Writes au_agent_train.jsonl, au_agent_val.jsonl and dataset_info.json in LLaMA-Factory's alpaca form, and dropped.csv
+with what was left out and why. A record asks what extractors/au_agent.py asks. docs/au_agent.md says what a leak is.
+Ends with code 0 even where records leaked, since they are not written; with --strict it is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from itertools import chain
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from affect.au_json import read_au_json, sentences
+from affect.data.manifest import parse_labels, read_table
+from affect.evaluate.facial_words import WORDS
+from affect.evaluate.vocabulary import FEELINGS
+from affect.facs import parse_au_description
+from affect.files import atomic_write
+from extractors.au_text import INSTRUCTION, SYSTEM, active_aus, frame_input
+
+LEAK, UNREADABLE, CUT_OFF, REPEATED = "leak", "unreadable", "cut off", "repeated"
+UNDESCRIBED, MISSING = "no sentences", "no AU JSON"
+SETS = ("au_agent_train", "au_agent_val")
+ENDING = "_au_analysis.json"
+Labels = tuple[str, ...]
+
+COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
+"""LLaMA-Factory's name of a column -> ours."""
+
+_MORE_FEELINGS = """
+affective boredom confidence contempt curiosity emotion emotional enthusiasm feel felt guilt hostility joyous loneliness
+mood panic pride sentiment shame
+"""
+"""Words for feelings, and for feeling as such, that `FEELINGS` lacks."""
+
+_BODY_WORDS = """
+active balanced concentrated controlled depressed engaged firm focused intense neutral pressure reflecting relaxed
+restrained stressed strong tense tension tight
+"""
+"""Labels that are as often said of muscles."""
+
+_FORM = re.compile(
+    r"(?<=\w{3})(?:fully|ful|iness|ness|ingly|edly|ily|ly|ments?|ations?|ions?|ings?|ied|ier|iest|ies|al|ally|ed|es|s|"
+    r"y|e)$"
+)
+"""Endings that make another form of the same word."""
+_WORD = re.compile(r"\w+")
+_CLAUSE = re.compile(r"[^,.;:!?\n]+")
+_FACE = re.compile(
+    r"\b(?:[a-z]*-?fac(?:e|ial)(?! (?:appearance|demeanou?r|expression|posture|presentation|stance|state))|musc\w+|"
+    r"\w*ocular|\w*oral|\w*orbital|regions?|areas?)\b",
+    re.IGNORECASE,
+)
+"""Words for the face beside the parts and muscles of `WORDS`; a facial expression is more than a face."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One frame: what is asked and what is answered."""
+
+    clip: str
+    frame: str
+    input: str
+    output: str
+    labels: Labels = ()
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Something that is left out."""
+
+    clip: str
+    frame: str
+    reason: str
+    found: str
+    """Words that leak, or what could not be read."""
+    text: str = ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the instruction data, print what became of the records; return the exit code."""
+    args = parse_arguments(arguments)
+    labels = read_label_table(args.csv_path, args.csv_column, args.label) if args.csv_path else {}
+    paths = find_au_jsons(args.mer_factory_output) if args.mer_factory_output else []
+    if args.csv_path:
+        paths = [path for path in paths if clip_name(path) in labels]
+    older = [entry for path in args.jsonl for entry in convert(path)]
+    clips = {clip_name(path) for path in paths} | {entry.clip for entry in older}
+    if not clips:
+        raise ValueError(f"{args.mer_factory_output or args.jsonl[0]}: expected records of clips, found none")
+    describe_data(args.save_root / "dataset_info.json")
+    val = choose_val(clips, args.val_share, args.seed)
+    dropped = [Dropped(clip, "", MISSING, "") for clip in sorted(labels.keys() - clips)]
+    shown = track(paths, description="AU JSON", console=Console(stderr=True), disable=not paths)
+    frames = (read_frames(path, labels.get(clip_name(path), ())) for path in shown)
+    counts = write_data(args.save_root, chain(older, chain.from_iterable(frames)), val, dropped)
+    write_dropped(args.save_root / "dropped.csv", dropped)
+    print_summary(args.save_root, len(clips) - len(val), len(val), counts, dropped)
+    return 1 if args.strict and counts[LEAK] + counts[UNREADABLE] else 0
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's settings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--mer-factory-output", "--mer_factory_output", type=Path, help="root of AU JSON, data set folders or not")
+    add("--csv_path", type=Path, help="table of the clips to take, with their labels")
+    add("--csv_column", default="name", help="column with clip names")
+    add("--label", nargs="+", default=["openset"], metavar="COLUMN", help="columns with labels")
+    add("--jsonl", nargs="+", type=Path, default=[], help="records with an 'Emotion: [...]' line in their input")
+    add("--save_root", type=Path, required=True, help="LLaMA-Factory's data folder, or any other")
+    add("--val_share", type=float, default=0.1, help="share of the clips that is kept for validation")
+    add("--seed", type=int, default=0)
+    add("--strict", action="store_true", help="end with code 1 where something leaked or could not be read")
+    args = parser.parse_args(arguments)
+    if not args.mer_factory_output and not args.jsonl:
+        parser.error("expected --mer-factory-output, --jsonl or both")
+    if args.csv_path and not args.mer_factory_output:
+        parser.error("--csv_path needs --mer-factory-output: records of --jsonl have their own labels")
+    if not 0 <= args.val_share < 1:
+        parser.error(f"expected --val_share from 0 to below 1, found {args.val_share}")
+    return args
+
+
+def read_label_table(path: Path, name_column: str, label_columns: list[str]) -> dict[str, Labels]:
+    """Return clip -> its labels in all of the columns; raises ValueError for a column that is not there."""
+    table = read_table(path)
+    for column in (name_column, *label_columns):
+        if column not in table:
+            raise ValueError(
+                f"{path}: expected a column {column!r}, found {', '.join(table)}; see --csv_column and --label"
+            )
+    labels: dict[str, Labels] = {}
+    for name, *cells in table[[name_column, *label_columns]].itertuples(index=False):
+        labels[name] = (*labels.get(name, ()), *chain.from_iterable(map(parse_labels, cells)))
+    return labels
+
+
+def find_au_jsons(root: Path) -> list[Path]:
+    """Return every AU JSON of a root, directly below it or in data set folders."""
+    return sorted([*root.glob(f"*/*{ENDING}"), *root.glob(f"*/*/*{ENDING}")])
+
+
+def clip_name(path: Path) -> str:
+    """Return the clip that an AU JSON is about."""
+    return path.name.removesuffix(ENDING)
+
+
+def read_frames(path: Path, labels: Labels) -> Iterator[Record | Dropped]:
+    """Yield the described frames of an AU JSON."""
+    clip = clip_name(path)
+    try:
+        analysis = read_au_json(path)
+    except (OSError, ValueError) as error:
+        yield Dropped(clip, "", UNREADABLE, str(error))
+        return
+    frames = {frame.get("frame"): frame for frame in analysis.per_frame_au_descriptions}
+    numbers = sorted(analysis.summary_description or analysis.fine_grained_descriptions, key=int)
+    if not numbers:
+        yield Dropped(clip, "", UNDESCRIBED, "")
+    for number, sentence in zip(numbers, sentences(analysis), strict=True):
+        if int(number) not in frames:
+            yield Dropped(clip, number, UNREADABLE, "the frame has no action units", sentence)
+            continue
+        try:
+            asked = frame_input(active_aus(frames[int(number)]))
+        except ValueError as error:
+            yield Dropped(clip, number, UNREADABLE, str(error), sentence)
+        else:
+            yield Record(clip, number, asked, sentence, labels)
+
+
+def convert(path: Path) -> Iterator[Record | Dropped]:
+    """Yield the records of JSON lines whose inputs end in `AU descriptions: ...`, without their line of emotions.
+
+    They do not name their clips; but all frames of a clip have the same emotions, so these stand for the clip.
+    """
+    with path.open(encoding="utf-8-sig") as lines:
+        for i, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{path.name} line {i}"
+            try:
+                given = json.loads(line)
+                head, _, described = given["input"].strip().rpartition("AU descriptions:")
+                output = str(given["output"]).strip()
+                described = described.strip().removesuffix("none")
+                asked = frame_input(parse_au_description(described))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                yield Dropped(where, where, UNREADABLE, f"expected instruction, input, output ({error})", line.strip())
+                continue
+            emotions = re.match(r"Emotion:(.*)", head)
+            labels = parse_labels(emotions[1]) if emotions else ()
+            yield Record(emotions[0] if emotions else described, where, asked, output, labels)
+
+
+def choose_val(clips: Collection[str], share: float, seed: int) -> frozenset[str]:
+    """Return the clips for validation: the same for the same seed, at least one of several clips unless share is 0."""
+    count = max(round(share * len(clips)), 1) if share and len(clips) > 1 else 0
+    return frozenset(sorted(clips, key=lambda clip: hashlib.sha256(f"{seed}:{clip}".encode()).digest())[:count])
+
+
+def write_data(
+    folder: Path, entries: Iterable[Record | Dropped], val: Collection[str], dropped: list[Dropped]
+) -> Counter[str]:
+    """Write the records that are fit for it, add the others to `dropped`; return records of each set and reason."""
+    counts: Counter[str] = Counter(entry.reason for entry in dropped)
+    written: set[bytes] = set()
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(atomic_write(folder / f"{name}.jsonl")) for name in SETS}
+        for entry in entries:
+            entry = check(entry) if isinstance(entry, Record) else entry
+            if isinstance(entry, Dropped):
+                counts[entry.reason] += 1
+                dropped.append(entry)
+                continue
+            key = hashlib.sha256(f"{entry.input}\n{entry.output}".encode()).digest()
+            if key in written:
+                counts[REPEATED] += 1
+                continue
+            written.add(key)
+            name = SETS[entry.clip in val]
+            counts[name] += 1
+            files[name].write(json.dumps(instruction_record(entry), ensure_ascii=False).encode() + b"\n")
+    return counts
+
+
+def check(record: Record) -> Record | Dropped:
+    """Return a record, or why it is not fit for training."""
+    if found := leaks(record.output, record.labels):
+        return Dropped(record.clip, record.frame, LEAK, ", ".join(found), record.output)
+    if record.output[-1:] not in (*".!?。", '"'):
+        return Dropped(record.clip, record.frame, CUT_OFF, record.output[-20:], record.output)
+    return record
+
+
+def instruction_record(record: Record) -> dict[str, str]:
+    """Return a record in the alpaca form; the system turn is the one that the agent gets later."""
+    return {"instruction": INSTRUCTION, "input": record.input, "output": record.output, "system": SYSTEM}
+
+
+def leaks(text: str, labels: Iterable[str] = ()) -> list[str]:
+    """Return the words of a text that name a feeling, or one of the labels, in any form, each once.
+
+    A negated feeling ("no sadness") is named, too. Words that are as often said of muscles ("tense",
+    "depressed", "open") count only in a clause without a part of the face.
+    """
+    text = text.lower()
+    targets = _GENERAL | {_forms(label) for label in labels}
+    longest = max(map(len, targets))
+    found = []
+    for clause in _CLAUSE.finditer(text):
+        words = list(_WORD.finditer(text, *clause.span()))
+        stems = [_stem(word[0]) for word in words]
+        for i, word in enumerate(words):
+            length = next(
+                (n for n in range(min(longest, len(words) - i), 0, -1) if tuple(stems[i : i + n]) in targets), 0
+            )
+            if length > 1 or (length and not (_is_bodily(word[0]) and _names_face(clause[0], word[0]))):
+                found.append(text[word.start() : words[i + length - 1].end()])
+    return list(dict.fromkeys(found))
+
+
+def _stem(word: str) -> str:
+    return _FORM.sub("", word)
+
+
+def _forms(label: str) -> tuple[str, ...]:
+    """Return the stems of a label's words."""
+    return tuple(_stem(word) for word in _WORD.findall(label.lower()))
+
+
+_GENERAL = {_forms(word) for word in (*FEELINGS, *_MORE_FEELINGS.split())}
+_BODY = {_stem(word) for word in _BODY_WORDS.split()}
+
+
+def _is_bodily(word: str) -> bool:
+    """Whether a word may be about muscles alone."""
+    return _stem(word) in _BODY or WORDS.fullmatch(word) is not None
+
+
+def _names_face(clause: str, word: str) -> bool:
+    """Whether a clause names a part of the face or a muscle beside the word itself."""
+    named = (match for match in WORDS.finditer(clause) if not match.lastgroup.startswith("move"))
+    return any(match[0] != word for match in chain(_FACE.finditer(clause), named))
+
+
+def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
+    """Write the table of what was left out."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [field.name for field in fields(Dropped)])
+    writer.writeheader()
+    writer.writerows(map(asdict, dropped))
+    with atomic_write(path) as handle:
+        handle.write(table.getvalue().encode())
+
+
+def describe_data(path: Path) -> None:
+    """Name both sets in a dataset_info.json, beside what is in it; raises ValueError where that is no JSON object."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        known = error
+    if not isinstance(known, dict):
+        raise ValueError(f"{path}: expected a JSON object with data sets, found something else; correct or remove it")
+    known |= {name: {"file_name": f"{name}.jsonl", "columns": COLUMNS} for name in SETS}
+    with atomic_write(path) as handle:
+        handle.write(json.dumps(known, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def print_summary(folder: Path, train: int, val: int, counts: Counter[str], dropped: list[Dropped]) -> None:
+    """Print the size of both sets, what was left out and the words that leaked most."""
+    table = Table(title=escape(str(folder)), show_header=False)
+    for name, clips in zip(SETS, (train, val), strict=True):
+        table.add_row(name, f"{counts[name]} records of {clips} clips")
+    for reason in (LEAK, CUT_OFF, UNREADABLE, REPEATED, UNDESCRIBED, MISSING):
+        table.add_row(f"left out: {reason}", str(counts[reason]))
+    words = Counter(word for entry in dropped if entry.reason == LEAK for word in entry.found.split(", "))
+    if words:
+        table.add_row("words that leaked", escape(", ".join(f"{word} ({n})" for word, n in words.most_common(10))))
+    console = Console()
+    console.print(table)
+    if dropped:
+        console.print(f"see {escape(str(folder / 'dropped.csv'))}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
