@@ -22,6 +22,10 @@ from affect.store import FeatureSpec
 logger = logging.getLogger(__name__)
 
 FusionType = Literal["qformer", "attention", "mean"]
+QuestionKind = Literal[
+    "description", "ovlabel", "hybird", "onehot_w_candidates", "onehot_wo_candidates", "sentiment", "valence"
+]
+"""What is asked of a clip; hybird (as users' files spell it) is description or ovlabel, half and half."""
 Sampling = Literal["uniform", "headtail", "emotion_peak"]
 
 
@@ -66,16 +70,20 @@ class ModelConfig(_Section):
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     frozen_llm: bool = False
     """True leaves the LoRA weights as they start, too."""
+    load_in_4bit: bool = False
+    """Keep the frozen base of the language model in 4 bits (needs bitsandbytes and a GPU)."""
 
     multi_fusion_type: Literal["qformer", "attention"] = "qformer"
     """Pre-fusion; attention reads two streams only (video and sound), qformer reads AU too."""
     video_fusion_type: FusionType = "qformer"
     audio_fusion_type: FusionType = "qformer"
     au_fusion_type: FusionType = "qformer"
+    image_fusion_type: Literal["token", "mean"] = "token"
     num_multi_query_token: int = Field(16, gt=0)
     num_video_query_token: int = Field(1, gt=0)
     num_audio_query_token: int = Field(1, gt=0)
     num_au_query_token: int = Field(1, gt=0)
+    num_image_query_token: int = Field(1, gt=0)
     qformer_hidden_size: int = Field(768, gt=0)
     qformer_layers: int = Field(2, gt=0)
     qformer_heads: int = Field(12, gt=0)
@@ -98,6 +106,14 @@ class ModelConfig(_Section):
     preextracted_visual_dim: int = Field(768, gt=0)
     preextracted_acoustic_dim: int = Field(1024, gt=0)
     preextracted_au_dim: int = Field(512, gt=0)
+
+    skip_encoders: bool = True
+    """True: features are read from the store; False: data sets may have them made on the fly."""
+    use_au_agent: bool = False
+    """Let a language model write the AU sentences that AU JSON files lack, before training or inference begins."""
+    au_agent_base_model: str = "Qwen25"
+    au_agent_lora_weights: Annotated[str | None, Unset] = None
+    au_agent_device: str = "auto"
 
     @check(mode="after")
     def _heads_divide_width(self) -> ModelConfig:
@@ -124,6 +140,14 @@ class FeatureConfig(_Section):
     clips_per_video: int = Field(8, gt=0)
     mer_factory_output: str | None = None
     """Root of the AU JSON files: {root}/{Dataset}/{name}/{name}_au_analysis.json."""
+    use_preextracted_features: bool = True
+    """False (with model.skip_encoders False): frames, faces and sound are encoded when a clip is asked for."""
+    data_root: str = "data"
+    """Folder that holds the data sets' own folders."""
+    video_root: str | None = None
+    audio_root: str | None = None
+    face_root: str | None = None
+    """Raw clips, for encoding on the fly; where the data set keeps them, when not given."""
 
     def spec(self, modality: Modality, dim: int) -> FeatureSpec:
         """Return which features of `modality` this section names."""
@@ -140,15 +164,18 @@ class DatasetConfig(FeatureConfig):
     """One data set: its table, its features, what is asked of it."""
 
     face_or_frame: LayoutName = "multiface_audio_face_frame_au_text"
-    label_type: Literal["description", "ovlabel", "hybird"] = "hybird"
-    """hybird (as users' files spell it) draws description or ovlabel, half and half."""
+    label_type: QuestionKind = "hybird"
+    candidate_labels: list[str] | None = None
+    """Labels to choose from where label_type is onehot_w_candidates; the data set's own, when not given."""
     modality_dropout: float = Field(0.0, ge=0, lt=1)
     """Chance that a stream is left out of a training sample, so that the model learns to do without it."""
     csv_path: str | None = None
+    """Table of clips; where a known data set keeps its own, when not given."""
     csv_column: str = "name"
     subtitle_column: str = "subtitle"
     label_column: str = "openset"
     description_column: str = "reason"
+    valence_column: str = "valence"
     split_column: str = "split"
     """A table without this column counts as training and test data alike."""
 
@@ -175,7 +202,22 @@ class RunConfig(_Section):
     seed: int = 42
     num_workers: int = Field(4, ge=0)
     amp: bool = False
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Mixed precision on a GPU: bfloat16 where it can, else float16 with a scaler."""
+    gradient_checkpointing: bool = False
+    """Compute activations of the language model anew in the backward pass instead of keeping them."""
+    bucket_by_length: bool = False
+    """Put clips of like length into one batch, so that less is padding."""
+    compile: bool = False
+    """Compile the language model with torch.compile."""
+    fsdp: bool = False
+    """Divide weights and optimizer over the processes (FSDP) instead of copying them (DDP)."""
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
+    val_split: str | None = None
+    """Split of the tables whose loss is measured after every epoch, e.g. val."""
+    early_stop: int | None = Field(None, gt=0)
+    """Epochs without a better validation loss after which training ends."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<index>."""
     output_dir: str | None = None
     """Run folder; made from the name of the config file when not given."""
     resume_ckpt_path: Annotated[str | None, Unset] = None
@@ -214,6 +256,10 @@ class InferenceConfig(_Section):
     ckpt_name: Annotated[str | None, Unset] = None
     test_epoch: Annotated[int | None, Unset] = None
     """Epoch of the checkpoint; the last one when not given."""
+    test_epochs: Annotated[str | None, Unset] = None
+    """Several, as first-last, e.g. 10-30."""
+    skip_epoch: int = Field(1, gt=0)
+    """Of test_epochs take only those that this number divides."""
     base_root: str = "output/results"
     split: str = "test"
     without: list[Modality] = Field(default_factory=list)
@@ -223,7 +269,13 @@ class InferenceConfig(_Section):
     do_sample: bool = False
     top_p: float = Field(0.9, gt=0, le=1)
     temperature: float = Field(1.0, gt=0)
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    backend: Literal["hf", "vllm"] = "hf"
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<index>."""
+    gpu: int | None = Field(None, ge=0)
+    """Index of the GPU, as users' files have it; device says the same."""
+    use_au_clip_realtime: bool = False
+    """Encode the sentences of AU JSON files when a clip is asked for, instead of reading AU features."""
 
     face_or_frame: Annotated[LayoutName | None, Unset] = None
     frame_n_frms: int | None = Field(None, gt=0)
@@ -234,6 +286,11 @@ class InferenceConfig(_Section):
     au_encoder: str | None = None
     clips_per_video: int | None = Field(None, gt=0)
     mer_factory_output: str | None = None
+    use_preextracted_features: bool | None = None
+    data_root: str | None = None
+    video_root: str | None = None
+    audio_root: str | None = None
+    face_root: str | None = None
 
     def override(self, dataset: DatasetConfig) -> DatasetConfig:
         """Return the data set's section with what this section sets anew."""
@@ -252,7 +309,6 @@ class Config(_Section):
 
 
 _PROCESSORS = "pictures and text are prepared by the encoder that makes the features"
-_NO_IMAGES = "no layout shows a single picture"
 _SEE_DATASETS = "the data set's section says it"
 _LAUNCHER = "torchrun says how many processes there are and where"
 NOT_NEEDED: dict[str, dict[str, str]] = {
@@ -262,20 +318,12 @@ NOT_NEEDED: dict[str, dict[str, str]] = {
         "vis_processor": _PROCESSORS,
         "text_processor": _PROCESSORS,
         "img_processor": _PROCESSORS,
-        "image_fusion_type": _NO_IMAGES,
-        "num_image_query_token": _NO_IMAGES,
         "acoustic_encoder": _SEE_DATASETS,
         "visual_encoder": _SEE_DATASETS,
-        "skip_encoders": "the model never holds encoders: it reads features",
-        "use_preextracted_features": "the model reads the same arrays wherever they come from",
-        "use_au_agent": "AU sentences are made once, by tools/extract_features.py",
-        "au_agent_base_model": "give it to tools/extract_features.py --au_maker",
-        "au_agent_lora_weights": "give it to tools/extract_features.py --au_adapter",
-        "au_agent_device": "give it to tools/extract_features.py --device",
+        "use_preextracted_features": _SEE_DATASETS,
     },
     "dataset": {
         "data_type": "every data set is one of clips",
-        "use_preextracted_features": "the model reads the same arrays wherever they come from",
     },
     "run": {
         "task": "there is one task",
@@ -292,11 +340,6 @@ NOT_NEEDED: dict[str, dict[str, str]] = {
         "vis_processor": _PROCESSORS,
         "text_processor": _PROCESSORS,
         "img_processor": _PROCESSORS,
-        "use_preextracted_features": "the model reads the same arrays wherever they come from",
-        "use_au_clip_realtime": "AU features come from the store, or from the extractor that runs before",
-        "test_epochs": "run inference.py once for each test_epoch",
-        "skip_epoch": "run inference.py once for each test_epoch",
-        "gpu": "CUDA_VISIBLE_DEVICES chooses the GPU",
     },
 }
 """Section -> key that users' files have -> why nothing here needs it."""

@@ -62,7 +62,7 @@ def pack(root: Path, folders: Collection[str] = (), shard_size: int = 1 << 30, d
     with _locked(root):
         old = open_pack(root / PACKED)
         files = _list_files(root, folders)
-        if not files:
+        if not files and old is None:
             raise FeatureError(f"{root}: expected feature folders with .npy files, found none; nothing is to be packed")
         sidecars = _read_sidecars(root, files, old)
         columns = [*(old.folders if old else []), *sorted(files.keys() - set(old.folders if old else []))]
@@ -79,7 +79,6 @@ def pack(root: Path, folders: Collection[str] = (), shard_size: int = 1 << 30, d
         new.close()
         if new.places:
             _add_to_index(old, new, columns, sidecars)
-            _sweep(root / PACKED, open_pack(root / PACKED))
         if delete:
             _delete_packed(root, files, report)
     return report
@@ -175,9 +174,10 @@ def _locked(root: Path) -> Iterator[None]:
             raise FeatureError(f"{folder}: another run packs or unpacks it; wait for its end") from None
         try:
             yield
-        finally:
-            if not (folder / INDEX).is_file():
-                _sweep(folder, None)
+        finally:  # also when the disk is full, so that half a shard does not fill it
+            packed = open_pack(folder)
+            _sweep(folder, packed)
+            if packed is None:
                 (folder / LOCK).unlink()
                 folder.rmdir()
 
@@ -316,7 +316,6 @@ def _forget(folder: Path, packed: Pack, columns: list[int]) -> None:
     folders = [packed.folders[column] for column in stay]
     entries = packed.entries[rows][:, stay]
     _switch(folder, _next_number(packed), folders, packed.names[rows], entries, packed.shards, packed.sidecars)
-    _sweep(folder, open_pack(folder))
 
 
 def _sweep(folder: Path, packed: Pack | None) -> None:

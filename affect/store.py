@@ -177,10 +177,31 @@ class FeatureStore:
         path = self.path(spec, name)
         check_rows(array, spec.dim, str(path))
         check_finite(array, str(path))
-        self._write_sidecar(spec, provenance)
+        self.declare(spec, provenance)
         with atomic_write(path, self.writer) as handle:
             np.save(handle, np.ascontiguousarray(array), allow_pickle=False)
         return path
+
+    def declare(self, spec: FeatureSpec, provenance: dict[str, Any]) -> None:
+        """Say how the features of a folder are made: write its sidecar, or check that it agrees (raises FeatureError).
+
+        `write` does so itself; several threads call it once before they write side by side.
+        """
+        path = self.root / spec.folder / SIDECAR
+        content = {**_identity(spec), **provenance}
+        there = path.is_file()
+        if there and self._written.get(spec.folder) == content:
+            return
+        found = self._sidecar(spec.folder)
+        if found is not None and (key := first_difference(found, json.loads(json.dumps(content)))):
+            raise FeatureError(
+                f"{path}: {key} is {found.get(key)!r}, but this run would write {content[key]!r}; "
+                "use another --save_root, or delete the folder (if it is packed, unpack it first) to make it anew"
+            )
+        if not there:
+            with atomic_write(path, self.writer) as handle:
+                handle.write(json.dumps(content, indent=1, sort_keys=True).encode())
+        self._written[spec.folder] = content
 
     def has_folder(self, spec: FeatureSpec) -> bool:
         """Whether there is a folder of these features or a pack of it, under any spelling."""
@@ -225,23 +246,6 @@ class FeatureStore:
                 f"{packed[key]!r}; bring that sidecar back, or keep the two kinds under different --save_root"
             )
         return found
-
-    def _write_sidecar(self, spec: FeatureSpec, provenance: dict[str, Any]) -> None:
-        path = self.root / spec.folder / SIDECAR
-        content = {**_identity(spec), **provenance}
-        there = path.is_file()
-        if there and self._written.get(spec.folder) == content:
-            return
-        found = self._sidecar(spec.folder)
-        if found is not None and (key := first_difference(found, json.loads(json.dumps(content)))):
-            raise FeatureError(
-                f"{path}: {key} is {found.get(key)!r}, but this run would write {content[key]!r}; "
-                "use another --save_root, or delete the folder (if it is packed, unpack it first) to make it anew"
-            )
-        if not there:
-            with atomic_write(path, self.writer) as handle:
-                handle.write(json.dumps(content, indent=1, sort_keys=True).encode())
-        self._written[spec.folder] = content
 
     def _check_folder(self, spec: FeatureSpec, folder: str) -> None:
         checked = self._checked.get(folder)

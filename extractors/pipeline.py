@@ -204,7 +204,7 @@ def _encode(plan: Plan, results: Sequence[ClipResult], encoders: Encoders) -> No
             continue
         encoder = encoders(stream)
         provenance = _provenance(plan, stream, encoder)
-        plan.store._write_sidecar(plan.specs[stream], provenance)  # before several threads write beside it
+        plan.store.declare(plan.specs[stream], provenance)  # before several threads write beside it
         for result, array in zip(ready, _all_or_each(stream, encoder, ready, items), strict=True):
             if array is not None:
                 result.features[stream] = (array, provenance)

@@ -180,6 +180,7 @@ def test_packing_twice_changes_nothing(store):
     report = pack(store.root)
     assert (report.added, report.kept) == (0, 18)
     assert files(store.root) == before
+    assert [pack(store.root, delete=True).deleted for _ in range(2)] == [18, 0]
 
 
 def test_some_folders_are_packed_and_unpacked_alone(store):
@@ -341,6 +342,21 @@ def test_a_kill_at_any_step_loses_nothing_and_the_next_run_ends_well(store, tmp_
         assert set(files(root)) == expected, f"after a kill at step {step}"
         shutil.rmtree(root)
     assert step > 20
+
+
+def test_a_full_disk_leaves_the_pack_as_it_was(store, monkeypatch):
+    pack(store.root, delete=True)
+    before = files(store.root)
+    store.write(FRAME, "new", rows(FRAME, 1), {"weights": "1"})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packing, "_add_to_index", full)
+    with pytest.raises(OSError, match="No space left"):
+        pack(store.root, delete=True)
+    assert files(store.root).keys() - before.keys() == {f"{FRAME.folder}/new.npy"}
+    assert store.has(FRAME, "new")
 
 
 def test_two_runs_do_not_pack_at_a_time(store, monkeypatch):
