@@ -269,7 +269,10 @@ def _provenance(plan: Plan, stream: Modality, encoder: Encoder) -> dict[str, Any
 
 def _note(record: ClipRecord, journal: Journal, report: RunReport) -> None:
     """Write down what became of a clip; failures also show at once in the log."""
-    journal.append(record)
+    try:
+        journal.append(record)
+    except OSError as error:
+        raise TargetError(f"the log of clips cannot be written ({error}); make room and start again") from error
     report.made.update(record.made)
     report.work_seconds.update(record.seconds)
     for stage, failure in record.failures.items():

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 
@@ -26,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, module in BENCHMARKS.items():
         module.add_arguments(commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0]))
     args = parser.parse_args(arguments)
-    print(json.dumps(BENCHMARKS[args.benchmark].run(args), indent=1))
+    with contextlib.redirect_stdout(sys.stderr):  # progress bars; the standard output is for the figures
+        figures = BENCHMARKS[args.benchmark].run(args)
+    print(json.dumps(figures, indent=1))
     return 0
 
 

@@ -1,7 +1,5 @@
 """How fast the features of random clips are read, one by one: .npy files and packed, with a cold and a warm cache.
 
-    python tools/benchmark_store.py --clips 4000 --samples 2000
-
 Three ways are timed on the same clips in one run: `np.load` with the checks that every reader has to make, the feature
 store on .npy files, and the feature store on the pack of these files. A cold cache needs root (the system's caches are
 dropped); without it the files alone are put out of memory, while the folders' entries stay there.
@@ -10,10 +8,8 @@ dropped); without it the files alone are put out of memory, while the folders' e
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from affect.arrays import as_rows, check_finite, check_unit_rows
 from affect.packing import pack
@@ -99,25 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=2000, help="how many of them are read in each round")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where on the disk in question (default: a temporary folder)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Make the features, time the readers, print what was found; return the exit code."""
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Make the features, time the readers; return the figures."""
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        result = benchmark_store(args.clips, args.samples, args.seed, Path(folder))
-    if args.json:
-        print(json.dumps(result, indent=1))
-        return 0
-    table = Table(title=f"{args.samples} random samples of {args.clips} clips, cold by {result['cold_by']}")
-    for column in ("read by", "cold, µs a sample", "warm, µs a sample", "packed is faster, cold", "warm"):
-        table.add_column(column, justify="left" if column == "read by" else "right")
-    for way, times in result["microseconds_a_sample"].items():
-        ratios = result["packed_is_faster"].get(way, {})
-        shown = [f"{times[state]:.0f}" for state in ("cold", "warm")]
-        table.add_row(way, *shown, *(f"{ratio:.1f} ×" for ratio in ratios.values()))
-    Console().print(table)
-    return 0
+        return {"benchmark": "store", **benchmark_store(args.clips, args.samples, args.seed, Path(folder))}
 
 
 def _make_features(store: FeatureStore, names: Sequence[str], rng: np.random.Generator) -> None:
@@ -162,12 +143,3 @@ def _drop_caches(root: Path) -> str:
             with path.open("rb") as handle:
                 os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return "posix_fadvise"
-
-
-if __name__ == "__main__":
-    own_parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(own_parser)
-    try:
-        sys.exit(run(own_parser.parse_args()))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -2,11 +2,12 @@
 
 import json
 
+import av
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from toy_clips import write_clips
+from toy_clips import write_clips, write_video
 
 import extract_features
 import verify_au_pipeline
@@ -213,19 +214,30 @@ def test_each_device_does_a_shard_of_its_own(tmp_path, capfd):
     assert logs == ["0of2.jsonl", "1of2.jsonl"]
 
 
+def write_sound_only(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 16000
+        container.mux([*stream.encode(frame), *stream.encode()])
+
+
 def test_every_kind_of_bad_input_is_listed_and_the_good_clip_is_done(tmp_path, shared, capsys):
-    write_clips(tmp_path / "clips", ["good", "empty", "text", "cut", "twice", "mute", "rate"])
+    names = ["good", "empty", "text", "cut", "twice", "mute", "rate", "one frame", "söund only", "avi inside"]
+    write_clips(tmp_path / "clips", names)
     video, audio = (tmp_path / "clips" / kind for kind in ("video", "audio"))
     (video / "empty.mp4").write_bytes(b"")
     (video / "text.mp4").write_text("this is no video")
     real = (shared / "data" / "video" / "pyfeat_single_face.mp4").read_bytes()
     (video / "cut.mp4").write_bytes(real[: len(real) // 2])
     (video / "twice.avi").write_bytes((video / "twice.mp4").read_bytes())
+    write_video(video / "one frame.mp4", frames=1)
+    write_video(video / "inside.avi")
+    (video / "inside.avi").replace(video / "avi inside.mp4")
+    write_sound_only(video / "söund only.mp4")
     soundfile.write(audio / "mute.wav", np.zeros(0), 16000)
     soundfile.write(audio / "rate.wav", np.random.default_rng(0).uniform(-1, 1, (96000, 2)), 48000, subtype="PCM_U8")
-    pd.DataFrame({"name": ["good", "empty", "text", "cut", "twice", "mute", "rate", "../up", "good"]}).to_csv(
-        tmp_path / "list.csv", index=False
-    )
+    pd.DataFrame({"name": [*names, "../up", "good"]}).to_csv(tmp_path / "list.csv", index=False)
     code = extract_features.main(shard_arguments(tmp_path, "--csv_path", str(tmp_path / "list.csv")))
     assert code == 1
     root = tmp_path / "out" / "toy"
@@ -235,8 +247,11 @@ def test_every_kind_of_bad_input_is_listed_and_the_good_clip_is_done(tmp_path, s
         "text": {"frame", "face"},
         "cut": {"frame", "face"},
         "twice": {"name"},
+        "söund only": {"frame", "face"},
         "../up": {"name"},
     }
+    assert np.load(root / "frame_DCT_8frms" / "one frame.npy").shape == (8, 128)
+    assert np.load(root / "frame_DCT_8frms" / "avi inside.npy").shape == (8, 128)
     clips = pd.read_csv(root / "clips.csv").set_index("name")
     assert clips.status["good"] == clips.status["mute"] == clips.status["rate"] == "done"
     assert clips.silent["mute"]
