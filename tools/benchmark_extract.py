@@ -17,6 +17,7 @@ import torch
 
 from affect.au_json import find_au_json, read_au_json, sentences
 from affect.schema import STORED_MODALITIES, Modality
+from affect.store import FeatureSpec
 from extractors.clip import Sources, prepare_clip
 from extractors.journal import FOLDER
 from extractors.media import list_videos
@@ -69,11 +70,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
         session = Session(settings)
         plan = session.plan(names, WRITER)  # loads the weights, so that the clock is for clips alone
+        encode_alone(replace(plan, specs=_without_au(plan)), session, names[:1])  # first calls choose kernels
         with memory_watch(plan) as memory:
             report = run_plan(plan, session.describe, session.encoder)
         figures = figures_of(report, args) | {"memory_mb": memory_of(memory)}
         if args.compare_bare:
-            bare = bare_seconds(plan, session)
+            bare = encode_alone(plan, session, names)
             figures["bare_encoders_s"] = round(bare, 3)
             figures["wall_over_bare_encoders"] = round(report.seconds["total"] / bare, 3)
         return figures
@@ -127,23 +129,27 @@ def figures_of(report: RunReport, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def bare_seconds(plan: Plan, session: Session) -> float:
-    """Return the seconds that the encoders take for the same clips when the arrays are already there."""
+def encode_alone(plan: Plan, session: Session, names: list[str]) -> float:
+    """Return the seconds that the encoders take for clips whose arrays are already there."""
     encoders = {stream: session.encoder(stream) for stream in plan.specs}
     planner = Planner(replace(plan, overwrite=True), {}, {stream: each.prepare for stream, each in encoders.items()})
     seconds = 0.0
-    for start in range(0, len(plan.names), ENCODER_BATCH):
-        names = plan.names[start : start + ENCODER_BATCH]
-        batch = [prepare_clip(replace(planner.task(name)[0], au=None)) for name in names]
+    for start in range(0, len(names), ENCODER_BATCH):
+        chunk = names[start : start + ENCODER_BATCH]
+        batch = [prepare_clip(replace(planner.task(name)[0], au=None)) for name in chunk]
         for stream, encoder in encoders.items():
             if stream == Modality.AU:
-                items = [sentences(read_au_json(find_au_json(plan.sources.au_root, plan.dataset, n))) for n in names]
+                items = [sentences(read_au_json(find_au_json(plan.sources.au_root, plan.dataset, n))) for n in chunk]
             else:
                 items = [clip.media.items[stream] for clip in batch]
             begin = time.monotonic()
             encoder(items)
             seconds += time.monotonic() - begin
     return seconds
+
+
+def _without_au(plan: Plan) -> dict[Modality, FeatureSpec]:
+    return {stream: spec for stream, spec in plan.specs.items() if stream != Modality.AU}
 
 
 @contextmanager
