@@ -1,9 +1,11 @@
 """Answer "what does this person feel, and why?" for a data set or for one clip.
 
     python inference.py --cfg-path eval_configs/x.yaml
+    python inference.py --cfg-path eval_configs/x.yaml --dataset mer2023 --test_epochs 10-30 --skip_epoch 5
     python inference.py --cfg-path eval_configs/x.yaml --video a.mp4 --subtitle "I am fine." --openface_csv a.csv
 
-Answers go to the screen and, with what they rest on, to JSON lines.
+Answers go to the screen and, with what they rest on, to JSON lines; a run that was stopped goes on with the clips
+that have no answer yet.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,49 +24,71 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from affect.answer_files import (
+    LABELS,
+    REASONING,
+    Answer,
+    answer_settings,
+    answers_path,
+    resume_answers,
+    write_answers,
+    write_npz,
+)
+from affect.attention import AttentionWriter, check_attention
 from affect.au_json import AuAnalysis, find_au_json, read_au_json
 from affect.config import Config, ConfigError, DatasetConfig, load_config
-from affect.data.dataset import ClipDataset, open_dataset
-from affect.infer import LABELS, REASONING, Answer, Answerer, load_answerer, with_action_units, write_answers
+from affect.data.dataset import ClipDataset
+from affect.data.known_datasets import dataset_name
+from affect.data.manifest import read_clips
+from affect.infer import (
+    Answerer,
+    check_features,
+    check_layout,
+    inference_device,
+    load_model,
+    use_checkpoint,
+    with_action_units,
+)
+from affect.infer_setup import answered_datasets, find_checkpoints, trained_config
+from affect.infer_vllm import VllmWriter
 from affect.layouts import LAYOUTS
-from affect.schema import Clip
-from affect.train.checkpoint import find_checkpoint, read_config
-from extractors.au_text import describe_clips
+from affect.models.affectgpt import AffectGPT
+from affect.schema import Clip, Modality
+from extractors.au_fill import fill_sentences, sentence_maker
 from extractors.clip import Sources, extract_clip
-from extractors.encoders import build_encoder
+from extractors.faces import face_finder_name
+from extractors.live import LiveFeatures, open_store, shared_encoder, warn_of_other_faces
 from extractors.openface import EXECUTABLE_VARIABLE
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Wire configuration, checkpoint, clips and answers together; return the exit code."""
+    """Wire configuration, checkpoints, clips and answers together; return the exit code."""
     args = parse_arguments(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
-    asked = load_config(args.cfg_path, args.options)
-    checkpoint = find_checkpoint(
-        args.ckpt or ckpt_root(asked, args.cfg_path), asked.inference.ckpt_name, asked.inference.test_epoch
-    )
-    config = trained_config(asked, checkpoint, args.cfg_path)
-    kind = LABELS if args.no_reasoning else REASONING
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    flags = [f"inference.{key}={value}" for key in ("test_epochs", "skip_epoch") if (value := getattr(args, key))]
+    asked = load_config(args.cfg_path, [*args.options, *flags])
+    asked.inference.device, asked.inference.gpu = str(inference_device(asked.inference)), None
+    checkpoints = find_checkpoints(args.ckpt or ckpt_root(asked, args.cfg_path), asked.inference)
+    config = trained_config(asked, checkpoints[-1], args.cfg_path)
+    sections = answered_datasets(asked, config, args.dataset)
+    for section in sections.values():
+        check_layout(config, checkpoints[-1], section.face_or_frame)
+        if args.attention:
+            check_attention(config.model, section.face_or_frame)
     console = Console()
     if args.video:
-        sections = chosen_datasets(asked.datasets or config.datasets, args.dataset)
-        section = config.inference.override(next(iter(sections.values())))
-        answerer = load_answerer(config, checkpoint, section.face_or_frame)
-        answers = [answer_clip(args, answerer, section, kind)]
-        show(console, answers[0])
-        write_answers(Path(config.inference.base_root) / "clips.jsonl", answers, append=True)
+        section = next(iter(sections.values()))
+        model = load_model(config, checkpoints[-1])
+        answerer = Answerer(model, config, section.face_or_frame, writer_of(config, model, checkpoints[-1]))
+        folder = Path(config.inference.base_root)
+        if args.attention:
+            answerer.look = AttentionWriter(model, folder / "clips-attention")
+        answer = answer_clip(args, answerer, section)
+        show(console, answer)
+        write_answers(folder / "clips.jsonl", [answer])
         return 0
-    failures: list[tuple[str, str]] = []
-    for name, section in chosen_datasets(asked.datasets or config.datasets, args.dataset).items():
-        section = config.inference.override(section)
-        dataset = open_dataset(name, section, config.model, config.inference.split)
-        answerer = load_answerer(config, checkpoint, section.face_or_frame)
-        folder = Path(f"{config.inference.base_root}-{name.lower()}") / checkpoint.parent.name
-        path = folder / f"{checkpoint.name}-{kind}.jsonl"
-        count = write_answers(path, answer_dataset(answerer, dataset, kind, console, args.show))
-        console.print(f"{count} answers: {path}", soft_wrap=True)
-        failures += answerer.failures
-    return report_failures(failures, config, console)
+    datasets = open_datasets(config, sections)
+    return answer_datasets(args, config, checkpoints, datasets, console)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -72,22 +98,19 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--cfg-path", required=True, help="YAML configuration; its inference section names the checkpoint")
     add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="settings that override the file")
     add("--ckpt", help="checkpoint folder, run folder or folder of runs; default: inference.ckpt_root")
-    add("--dataset", help="one of the data sets of the file; default: all")
-    add("--no_reasoning", action="store_true", help="labels only")
-    add("--show", type=int, default=5, help="answers of a data set to print")
+    add("--test_epochs", metavar="10-30", help="answer with every checkpoint of these epochs")
+    add("--skip_epoch", type=int, metavar="N", help="of those, only epochs that N divides")
+    add("--dataset", help="one of the data sets of the file, or a known one; default: all of the file")
+    add("--no_reasoning", "--zeroshot", action="store_true", help="labels only")
+    add("--overwrite", action="store_true", help="make answers anew that are there")
+    add("--attention", action="store_true", help="keep and draw what the queries of the pre-fusion read of each clip")
+    add("--show", type=int, default=5, help="answers of a data set to print, and clips to draw the attention of")
     add("--video", type=Path, help="answer for this clip instead of a data set")
     add("--audio", type=Path, help="its sound; default: that of the video")
     add("--subtitle", default="", help="the words spoken in it")
     add("--openface_csv", type=Path, help="its OpenFace table")
     add("--openface_executable", help=f"measure it with this binary; default: {EXECUTABLE_VARIABLE}")
     return parser.parse_args(arguments)
-
-
-def chosen_datasets(datasets: dict[str, DatasetConfig], name: str | None) -> dict[str, DatasetConfig]:
-    """Return the data set of a name, or all (raises ValueError when there is none of that name)."""
-    if name is not None and name not in datasets:
-        raise ValueError(f"--dataset {name}: expected one of {', '.join(datasets)}")
-    return datasets if name is None else {name: datasets[name]}
 
 
 def ckpt_root(config: Config, cfg_path: str) -> str:
@@ -99,50 +122,84 @@ def ckpt_root(config: Config, cfg_path: str) -> str:
     return config.inference.ckpt_root
 
 
-def trained_config(asked: Config, checkpoint: Path, cfg_path: str) -> Config:
-    """Return the checkpoint's own configuration with the asked inference section and language model.
+def open_datasets(config: Config, sections: dict[str, DatasetConfig]) -> list[ClipDataset]:
+    """Return the data sets to answer, their features found to be those that the sections name.
 
-    Raises ConfigError when the file's model section, where it says something, is not the checkpoint's.
+    AU sentences that are missing are made first, where the configuration wants that.
     """
-    trained = read_config(checkpoint)
-    free = {"llama_model", "prompt_file", "ckpt", "lora_dropout", "max_length"}
-    given = {key: getattr(asked.model, key) for key in asked.model.model_fields_set}
-    faults = [
-        f"{cfg_path}: model.{key}: the checkpoint {checkpoint} has {getattr(trained.model, key)!r}, found {value!r}"
-        for key, value in given.items()
-        if key not in free and not key.startswith("frozen_") and value != getattr(trained.model, key)
-    ]
-    if faults:
-        raise ConfigError("\n".join(faults))
-    model = trained.model.model_copy(update={key: value for key, value in given.items() if key in free})
-    return trained.model_copy(update={"model": model, "inference": asked.inference})
+    inference, model = config.inference, config.model
+    realtime_au = inference.use_au_clip_realtime
+    fill_sentences(config.model_copy(update={"datasets": sections}), inference.split, realtime_au)
+    datasets = []
+    for name, section in sections.items():
+        dataset = ClipDataset(
+            name=dataset_name(name),
+            clips=read_clips(name, section, inference.split),
+            config=section,
+            store=open_store(name, section, model, inference.device, realtime_au),
+            specs={
+                stream: section.spec(stream, model.feature_dim(stream))
+                for stream in LAYOUTS[section.face_or_frame].needed
+            },
+        )
+        check_features(dataset)
+        if isinstance(dataset.store, LiveFeatures) and Modality.FACE in dataset.store.specs:
+            warn_of_other_faces(config, dataset.store.faces_from)
+        datasets.append(dataset)
+    return datasets
 
 
-def answer_clip(args: argparse.Namespace, answerer: Answerer, section: DatasetConfig, kind: str) -> Answer:
-    """Extract one clip's features as a data set's would be, and answer."""
-    clip = Clip(name=args.video.stem, dataset="clip", subtitle=args.subtitle)
-    sources = Sources(openface_executable=args.openface_executable or os.environ.get(EXECUTABLE_VARIABLE))
-    streams = LAYOUTS[section.face_or_frame].needed
-    specs = {stream: section.spec(stream, answerer.config.model.feature_dim(stream)) for stream in streams}
-    device = str(next(answerer.model.parameters()).device)
-    features, analysis = extract_clip(
-        args.video,
-        args.audio,
-        args.openface_csv,
-        sources,
-        specs,
-        describe_clips,
-        lambda stream: build_encoder(stream, specs[stream].encoder, device),
-        section.frame_sampling,
-        section.frame_n_frms,
-    )
-    (answer,) = answerer.answer([clip], [features], kind)
-    return with_action_units(answer, analysis) if analysis else answer
+def answer_datasets(
+    args: argparse.Namespace, config: Config, checkpoints: list[Path], datasets: list[ClipDataset], console: Console
+) -> int:
+    """Answer every data set with every checkpoint, each into a file of its own; return the exit code."""
+    if config.inference.backend == "vllm" and len(checkpoints) > 1:
+        raise ConfigError(
+            f"inference.backend vllm answers with one checkpoint, found {len(checkpoints)} in inference.test_epochs; "
+            "run inference.py once for each test_epoch, or set backend to hf"
+        )
+    failures: list[tuple[str, str]] = []
+    model = load_model(config, checkpoints[0])
+    writer = writer_of(config, model, checkpoints[0])
+    for checkpoint in checkpoints:
+        if checkpoint != checkpoints[0]:
+            use_checkpoint(model, checkpoint)
+        for dataset in datasets:
+            answerer = Answerer(model, config, dataset.config.face_or_frame, writer)
+            failures += answer_dataset(args, answerer, checkpoint, dataset, console)
+    return report_failures(list(dict.fromkeys(failures)), config, console)
+
+
+def writer_of(config: Config, model: AffectGPT, checkpoint: Path) -> VllmWriter | None:
+    """Return what writes the answers in the model's stead, if anything."""
+    if config.inference.backend == "hf":
+        return None
+    return VllmWriter(model, checkpoint, config.inference.max_new_tokens)
 
 
 def answer_dataset(
-    answerer: Answerer, dataset: ClipDataset, kind: str, console: Console, shown: int
-) -> Iterator[Answer]:
+    args: argparse.Namespace, answerer: Answerer, checkpoint: Path, dataset: ClipDataset, console: Console
+) -> list[tuple[str, str]]:
+    """Answer the clips of a data set that have no answer yet; return those that could not be answered, and why."""
+    kind, config = LABELS if args.no_reasoning else REASONING, answerer.config
+    answerer.check_prompt(dataset, kind)
+    path = answers_path(config.inference.base_root, dataset.name, checkpoint, kind)
+    settings = answer_settings(config, dataset.config, checkpoint, answerer.prompts, kind)
+    done = resume_answers(path, settings, args.overwrite)
+    left = replace(dataset, clips=[clip for clip in dataset.clips if clip.name not in done])
+    if args.attention:
+        answerer.look = AttentionWriter(answerer.model, path.with_name(f"{checkpoint.name}-attention"), args.show)
+        answerer.look.count_unseen(done)
+    live = isinstance(left.store, LiveFeatures)
+    with left.store.ahead([clip.name for clip in left.clips]) if live else nullcontext():
+        count = write_answers(path, answers_of(answerer, left, kind, console, args.show))
+    write_npz(path)
+    before = f" and {len(done)} from before" if done else ""
+    console.print(f"{count} answers{before}: {path}", soft_wrap=True)
+    return answerer.failures
+
+
+def answers_of(answerer: Answerer, dataset: ClipDataset, kind: str, console: Console, shown: int) -> Iterator[Answer]:
     """Answer every clip of a data set, each with its action units where AU JSON is known; print the first ones."""
     root = dataset.config.mer_factory_output
     answers = answerer.answer_dataset(dataset, kind)
@@ -155,11 +212,36 @@ def answer_dataset(
         yield answer
 
 
+def answer_clip(args: argparse.Namespace, answerer: Answerer, section: DatasetConfig) -> Answer:
+    """Extract one clip's features as a data set's would be, and answer."""
+    clip = Clip(name=args.video.stem, dataset="clip", subtitle=args.subtitle)
+    sources = Sources(openface_executable=args.openface_executable or os.environ.get(EXECUTABLE_VARIABLE))
+    streams = LAYOUTS[section.face_or_frame].needed
+    specs = {stream: section.spec(stream, answerer.config.model.feature_dim(stream)) for stream in streams}
+    device = str(next(answerer.model.parameters()).device)
+    warn_of_other_faces(answerer.config, face_finder_name())
+    features, analysis = extract_clip(
+        args.video,
+        args.audio,
+        args.openface_csv,
+        sources,
+        specs,
+        sentence_maker(answerer.config.model),
+        lambda stream: shared_encoder(stream, specs[stream].encoder, device),
+        section.frame_sampling,
+        section.frame_n_frms,
+    )
+    kind = LABELS if args.no_reasoning else REASONING
+    (answer,) = answerer.answer([clip], [features], kind)
+    return with_action_units(answer, analysis) if analysis else answer
+
+
 def report_failures(failures: list[tuple[str, str]], config: Config, console: Console) -> int:
     """List the clips that could not be answered in a table and return the exit code."""
-    if not failures:
-        return 0
     path = Path(f"{config.inference.base_root}-failures.csv")
+    if not failures:
+        path.unlink(missing_ok=True)
+        return 0
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(failures, columns=["clip", "reason"]).to_csv(path, index=False)
     console.print(f"{len(failures)} clips could not be answered: {path}", soft_wrap=True)
@@ -191,5 +273,5 @@ def show(console: Console, answer: Answer) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         sys.exit(f"error: {error}")

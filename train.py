@@ -1,7 +1,8 @@
 """Train a model: python train.py --cfg-path train_configs/x.yaml [--options run.max_epoch=2 …]
 
 On several GPUs: torchrun --nproc-per-node 8 train.py --cfg-path train_configs/x.yaml
-A run that was stopped goes on from its last checkpoint when the same command is given again.
+A run that was stopped goes on from its last checkpoint when the same command is given again. SIGTERM
+lets it finish the step, write a checkpoint and leave with exit code 143.
 """
 
 from __future__ import annotations
@@ -9,78 +10,111 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from pathlib import Path
 
-import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+import yaml
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
 from affect.config import Config, load_config, save_config
+from affect.data.collate import Collator
 from affect.data.dataset import TrainingSamples, open_datasets, query_tokens
 from affect.data.prompts import load_prompts
 from affect.layouts import LAYOUTS
 from affect.models.affectgpt import build_affectgpt
+from affect.store import FeatureStore
 from affect.train.checkpoint import find_checkpoint, load_weights, read_state, run_folder
+from affect.train.launch import PRECISION, check_trackers, start_accelerator
 from affect.train.loop import train
+from affect.train.stop import EXIT_CODE
 
 logger = logging.getLogger("affect")
 
-PRECISION = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Mixed precision -> type of the frozen language model's weights."""
 
-
-def main(arguments: list[str] | None = None) -> None:
-    """Wire configuration, data, model and loop together."""
+def main(arguments: list[str] | None = None) -> int:
+    """Wire configuration, data, model and loop together; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg-path", required=True, help="YAML configuration")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="settings that override the file")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if trains_au_agent(args.cfg_path):
+        from affect.agent_training import train_au_agent
 
+        return 0 if train_au_agent(args.cfg_path, args.options) else EXIT_CODE
     config = load_config(args.cfg_path, args.options)
-    accelerator = start_accelerator(config)
+    check_trackers(config.run)
+    accelerator = start_accelerator(config.run)
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     # the folder's name holds the time, so one process names it for all
     folder, checkpoint = broadcast_object_list(list(run_folder(config, args.cfg_path)))
-    if checkpoint and read_state(checkpoint).epoch >= config.run.max_epoch:
-        logger.info("%s: all epochs are done; for a new run use another run.output_dir", checkpoint)
-        return
-    datasets = open_datasets(config, "train")
-    logger.info("training on %s", ", ".join(f"{len(dataset)} clips of {dataset.name}" for dataset in datasets))
-    if config.run.check_features and accelerator.is_main_process:
-        for dataset in datasets:
-            dataset.check_arrays()
-    accelerator.wait_for_everyone()
+    if checkpoint and is_done(checkpoint, folder, config):
+        reason = read_state(checkpoint).reason or "all epochs are done"
+        logger.info("%s: %s; for a new run use another run.output_dir", checkpoint, reason)
+        return 0
+    samples, held_out = open_samples(config, accelerator)
     set_seed(config.run.seed)
-    layouts = [LAYOUTS[dataset.config.face_or_frame] for dataset in datasets]
-    model = build_affectgpt(config.model, layouts, PRECISION[accelerator.mixed_precision])
+    layouts = [LAYOUTS[dataset.config.face_or_frame] for dataset in samples.datasets]
+    dtype = PRECISION[accelerator.mixed_precision]
+    model = build_affectgpt(config.model, layouts, dtype, config.run.gradient_checkpointing)
+    samples.check_prompts(Collator(model.tokenizer, config.model.max_length))
     if config.model.ckpt:
         load_weights(find_checkpoint(config.model.ckpt), model)
-    samples = TrainingSamples(
-        datasets, load_prompts(config.model.prompt_file), query_tokens(config.model), config.run.seed
-    )
-    samples.check_answers()
     if accelerator.is_main_process:
         save_config(config, folder / "config.yaml")
         logger.info("run folder: %s", folder)
-    train(config, model, samples, folder, checkpoint, accelerator)
+    state = train(config, model, samples, folder, checkpoint, accelerator, held_out)
+    return 0 if state.finished else EXIT_CODE
 
 
-def start_accelerator(config: Config) -> Accelerator:
-    """Return the accelerator for the configured device and precision."""
-    on_gpu = config.run.device != "cpu" and torch.cuda.is_available()
-    if not on_gpu and (config.run.amp or config.run.device == "cuda"):
-        logger.info("no GPU: training on the CPU in float32")
-    half = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp16"
-    return Accelerator(
-        cpu=not on_gpu,
-        mixed_precision=half if on_gpu and config.run.amp else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+def trains_au_agent(cfg_path: str) -> bool:
+    """Tell whether a file fine-tunes the AU agent's language model, in LLaMA-Factory's words."""
+    try:
+        content = yaml.safe_load(Path(cfg_path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False  # load_config says what is wrong with it
+    return isinstance(content, dict) and "model_name_or_path" in content and content.get("stage") == "sft"
+
+
+def is_done(checkpoint: Path, folder: Path, config: Config) -> bool:
+    """Tell whether the run of `folder` has nothing left to do after a checkpoint."""
+    state = read_state(checkpoint)
+    return state.epoch >= config.run.max_epoch or (state.finished and checkpoint.parent == folder)
+
+
+def open_samples(config: Config, accelerator: Accelerator) -> tuple[TrainingSamples, TrainingSamples | None]:
+    """Return the training split and, where one is named, the validation split, their features and labels checked."""
+    splits = ["train", *([config.run.val_split] if config.run.val_split else [])]
+    if config.model.use_au_agent and accelerator.is_main_process:
+        from extractors.au_fill import fill_sentences
+
+        for split in splits:
+            fill_sentences(config, split)
+    accelerator.wait_for_everyone()
+    stores = {}
+    if not all(d.use_preextracted_features for d in config.datasets.values()):
+        from extractors.live import live_stores
+
+        stores = live_stores(config, str(accelerator.device))
+    prompts, tokens = load_prompts(config.model.prompt_file), query_tokens(config.model)
+    opened = []
+    for split in splits:
+        datasets = open_datasets(config, split, stores)
+        logger.info("%s: %s", split, ", ".join(f"{len(dataset)} clips of {dataset.name}" for dataset in datasets))
+        if config.run.check_features and accelerator.is_main_process:
+            for dataset in datasets:
+                if isinstance(dataset.store, FeatureStore):  # others would encode every clip
+                    dataset.check_arrays()
+        samples = TrainingSamples(datasets, prompts, tokens, config.run.seed)
+        samples.check_answers()
+        opened.append(samples)
+    accelerator.wait_for_everyone()
+    return opened[0], opened[1] if len(opened) > 1 else None
 
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

@@ -6,8 +6,6 @@ files have and that nothing here needs are accepted with one line that says why.
 
 from __future__ import annotations
 
-import difflib
-import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,8 +16,7 @@ from pydantic import model_validator as check
 from affect.layouts import LAYOUTS
 from affect.schema import Modality
 from affect.store import FeatureSpec
-
-logger = logging.getLogger(__name__)
+from affect.typed_yaml import ConfigError, apply_option, describe_fault, drop_not_needed, read_yaml
 
 FusionType = Literal["qformer", "attention", "mean"]
 QuestionKind = Literal[
@@ -27,10 +24,6 @@ QuestionKind = Literal[
 ]
 """What is asked of a clip; hybird (as users' files spell it) is description or ovlabel, half and half."""
 Sampling = Literal["uniform", "headtail", "emotion_peak"]
-
-
-class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, one line a fault."""
 
 
 def _known_layout(name: str) -> str:
@@ -79,6 +72,10 @@ class ModelConfig(_Section):
     audio_fusion_type: FusionType = "qformer"
     au_fusion_type: FusionType = "qformer"
     image_fusion_type: Literal["token", "mean"] = "token"
+    fuse_au: bool = True
+    """False: AU has tokens of its own but no part in the pre-fusion, as in checkpoints of the reference."""
+    score_single_picture: bool = False
+    """video_fusion_type attention: weight a single picture, too, as checkpoints trained on raw video expect."""
     num_multi_query_token: int = Field(16, gt=0)
     num_video_query_token: int = Field(1, gt=0)
     num_audio_query_token: int = Field(1, gt=0)
@@ -155,7 +152,7 @@ class FeatureConfig(_Section):
             return FeatureSpec(modality, self.acoustic_encoder, dim, self.clips_per_video)
         if modality == Modality.AU:
             return FeatureSpec(modality, self.au_encoder, dim)
-        if modality == Modality.FACE:
+        if modality in (Modality.FACE, Modality.IMAGE):
             return FeatureSpec(modality, self.visual_encoder, dim)
         return FeatureSpec(modality, self.visual_encoder, dim, self.frame_n_frms, self.frame_sampling)
 
@@ -167,6 +164,8 @@ class DatasetConfig(FeatureConfig):
     label_type: QuestionKind = "hybird"
     candidate_labels: list[str] | None = None
     """Labels to choose from where label_type is onehot_w_candidates; the data set's own, when not given."""
+    valence_range: tuple[float, float] | None = None
+    """Lowest and highest valence, where label_type is valence; the data set's own, when not given."""
     modality_dropout: float = Field(0.0, ge=0, lt=1)
     """Chance that a stream is left out of a training sample, so that the model learns to do without it."""
     csv_path: str | None = None
@@ -237,6 +236,8 @@ class RunConfig(_Section):
                 f"warmup_steps {self.warmup_steps} is more than the run's {self.total_steps} steps "
                 "(max_epoch x iters_per_epoch)"
             )
+        if self.early_stop is not None and self.val_split is None:
+            raise ValueError("early_stop watches the loss of a validation split; set val_split too, e.g. val")
         return self
 
     @property
@@ -350,19 +351,11 @@ def load_config(path: str | Path, options: list[str] | tuple[str, ...] = ()) -> 
 
     Raises ConfigError with every fault at once: file, key, what was found and expected.
     """
-    path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: expected a YAML configuration, but {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected YAML, but it cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected sections model, datasets, run, inference; found {type(content).__name__}")
+    content = read_yaml(path)
     if "run_cfg" in content:
         content["run"] = content.pop("run_cfg")
     for option in options:
-        _apply_option(content, option)
+        apply_option(content, option.replace("run_cfg.", "run.", 1) if option.startswith("run_cfg.") else option)
     return parse_config(content, str(path))
 
 
@@ -372,7 +365,7 @@ def parse_config(content: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        faults = [_describe(fault, where) for fault in error.errors()]
+        faults = [describe_fault(fault, where, _known_keys(fault["loc"])) for fault in error.errors()]
         raise ConfigError("\n".join(faults)) from None
 
 
@@ -384,50 +377,16 @@ def save_config(config: Config, path: Path) -> None:
     )
 
 
-def _apply_option(content: dict[str, Any], option: str) -> None:
-    key, equals, value = option.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--options {option}: expected section.key=value, e.g. run.max_epoch=2")
-    *sections, last = key.split(".")
-    target = content
-    for section in ["run" if s == "run_cfg" else s for s in sections]:
-        if target.get(section) is None:
-            target[section] = {}
-        target = target[section]
-        if not isinstance(target, dict):
-            raise ConfigError(f"--options {option}: {section} is no section")
-    try:
-        target[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--options {option}: {value!r} is no YAML value; quote it") from None
-
-
 def _drop_not_needed(content: dict[str, Any], where: str) -> None:
     sections = {name: content.get(name) for name in ("model", "run", "inference")}
     datasets = content.get("datasets")
     sections |= {f"datasets.{name}": s for name, s in datasets.items()} if isinstance(datasets, dict) else {}
     for name, section in sections.items():
-        if not isinstance(section, dict):
-            continue
-        reasons = NOT_NEEDED["dataset" if name.startswith("datasets.") else name]
-        for key in reasons.keys() & section.keys():
-            logger.info("%s: %s.%s is not needed: %s", where, name, key, reasons[key])
-            del section[key]
+        if isinstance(section, dict):
+            drop_not_needed(section, NOT_NEEDED["dataset" if "." in name else name], where, f"{name}.")
 
 
-def _describe(fault: Any, where: str) -> str:
-    keys = [str(part) for part in fault["loc"]]
-    key = ".".join(keys) or "file"
-    if fault["type"] == "extra_forbidden":
-        known = _known_keys(keys[:-1])
-        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
-        return f"{where}: {key}: unknown key; {hint}"
-    message = fault["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(fault["input"], dict | BaseModel) else f", found {fault['input']!r}"
-    return f"{where}: {key}: {message[0].lower() + message[1:]}{found}"
-
-
-def _known_keys(section: list[str]) -> list[str]:
+def _known_keys(keys: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the section that a key is in."""
     models = {"model": ModelConfig, "datasets": DatasetConfig, "run": RunConfig, "inference": InferenceConfig}
-    return list((models[section[0]] if section else Config).model_fields)
+    return list((models[str(keys[0])] if len(keys) > 1 else Config).model_fields)

@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from peft.tuners.lora import LoraLayer
 
+from affect.answer_files import REASONING, Answer
 from affect.au_json import AuAnalysis
 from affect.config import Config, InferenceConfig
 from affect.data.collate import Collator
-from affect.data.dataset import ClipDataset, make_sample, query_tokens
+from affect.data.dataset import ClipDataset, check_prompt, make_sample, query_tokens
 from affect.data.prompts import load_prompts, shown_streams
+from affect.device import pick_device
 from affect.layouts import LAYOUTS
 from affect.models.affectgpt import AffectGPT, Decoding, build_affectgpt
-from affect.schema import Clip, Modality
+from affect.schema import Batch, Clip, Modality
 from affect.store import FeatureError
 from affect.train.checkpoint import load_weights
-from affect.train.loop import to_device
+from affect.train.step import to_device
 
 logger = logging.getLogger(__name__)
 
-REASONING, LABELS = "description", "ovlabel"
-"""Question kinds of the two ways to answer."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said of a clip, and what it had to go by."""
-
-    name: str
-    dataset: str
-    question: str
-    answer: str
-    streams: list[str]
-    """Streams that the prompt showed; 'multi' is the pre-fusion of several."""
-    missing: list[str]
-    """Streams that the layout knows and the clip does not have."""
-    subtitle: str = ""
-    action_units: dict[str, float] = field(default_factory=dict)
-    """Highest intensity (0 to 5) of each action unit over the clip, where its AU analysis is known."""
-    labels: list[str] = field(default_factory=list)
-    """True labels, where the table has them."""
+FIRST_CLIPS = 8
+"""Clips of which one at least must have features that can be read."""
 
 
 @dataclass
@@ -55,6 +38,10 @@ class Answerer:
     model: AffectGPT
     config: Config
     layout: str
+    generate: Callable[[Batch, Decoding], list[str]] | None = None
+    """What writes the answers; the model itself, where not given."""
+    look: Callable[[Batch], None] | None = None
+    """Is shown every batch of prompts before it is answered."""
     failures: list[tuple[str, str]] = field(default_factory=list)
     """Clips that could not be answered, and why."""
 
@@ -64,6 +51,7 @@ class Answerer:
         self.collator = Collator(self.model.tokenizer, self.config.model.max_length, generation=True)
         self.decoding = Decoding(inference.max_new_tokens, inference.do_sample, inference.top_p, inference.temperature)
 
+    @torch.no_grad()
     def answer(
         self, clips: Sequence[Clip], features: Sequence[dict[Modality, np.ndarray]], kind: str = REASONING
     ) -> list[Answer]:
@@ -76,11 +64,17 @@ class Answerer:
             for clip, arrays in zip(clips, features, strict=True)
         ]
         batch = to_device(self.collator(samples), next(self.model.parameters()).device)
-        texts = self.model.generate(batch, self.decoding)
+        if self.look:
+            self.look(batch)
+        texts = (self.generate or self.model.generate)(batch, self.decoding)
         return [
             _answer(clip, arrays, self.layout, self.prompts.question(kind), text)
             for clip, arrays, text in zip(clips, features, texts, strict=True)
         ]
+
+    def check_prompt(self, dataset: ClipDataset, kind: str) -> None:
+        """Raise ValueError where the prompts of a data set are too long for the model even without words spoken."""
+        check_prompt(dataset, self.prompts, kind, query_tokens(self.config.model), self.collator)
 
     def answer_dataset(self, dataset: ClipDataset, kind: str = REASONING) -> Iterator[Answer]:
         """Answer every clip of a data set, batch after batch; clips whose features are bad go to `failures`."""
@@ -97,29 +91,90 @@ class Answerer:
                 yield from self.answer([clip for clip, _ in batch], [features for _, features in batch], kind)
 
 
-def load_answerer(config: Config, checkpoint: Path, layout: str) -> Answerer:
-    """Return the model of a checkpoint on its device, ready to answer in `layout`.
+def load_model(config: Config, checkpoint: Path) -> AffectGPT:
+    """Return the model of a checkpoint on its device, in bfloat16 where a GPU can.
 
-    config: what the checkpoint was trained with, and the wanted `inference` section. Raises ValueError
-    when the checkpoint does not fit or was never trained on a stream of the layout.
+    config: what the checkpoint was trained with, and the wanted `inference` section. Raises ValueError when the
+    checkpoint does not fit or the device does not exist.
     """
+    device = inference_device(config.inference)
+    on_gpu = device.type == "cuda" or (config.inference.backend == "vllm" and torch.cuda.is_available())
+    half = on_gpu and torch.cuda.is_bf16_supported()
+    trained = [LAYOUTS[section.face_or_frame] for section in config.datasets.values()]
+    model = build_affectgpt(config.model, trained, torch.bfloat16 if half else torch.float32)
+    exact = not half and not config.model.load_in_4bit
+    use_checkpoint(model, checkpoint, merge=exact and config.inference.backend == "hf")
+    return model.to(device).eval()
+
+
+def use_checkpoint(model: AffectGPT, checkpoint: Path, merge: bool | None = None) -> None:
+    """Load the weights of a checkpoint into a model that is to answer (raises ValueError when they do not fit).
+
+    merge: add the adapter to the weights that it adapts, which saves a third of the time; by default where the
+    checkpoint before was merged. In bfloat16 the sum would be rounded, and answers would differ.
+    """
+    layer = next(module for module in model.llm.modules() if isinstance(module, LoraLayer))
+    merge = layer.merged if merge is None else merge
+    if layer.merged:
+        model.llm.unmerge_adapter()
+    load_weights(checkpoint, model)
+    if merge:
+        model.llm.merge_adapter()
+
+
+def load_answerer(config: Config, checkpoint: Path, layout: str) -> Answerer:
+    """Return the model of a checkpoint on its device, ready to answer in `layout` (raises what its parts raise)."""
+    check_layout(config, checkpoint, layout)
+    return Answerer(load_model(config, checkpoint), config, layout)
+
+
+def check_layout(config: Config, checkpoint: Path, layout: str) -> None:
+    """Raise ValueError where a checkpoint was never trained on a stream of the layout."""
     trained = [LAYOUTS[section.face_or_frame] for section in config.datasets.values()]
     known = {stream for each in trained for stream in each.branches}
     unknown = [stream for stream in LAYOUTS[layout].branches if stream not in known]
     if unknown or (LAYOUTS[layout].fused and not any(each.fused for each in trained)):
         names = ", ".join(section.face_or_frame for section in config.datasets.values())
         raise ValueError(f"{checkpoint}: expected a layout like those it was trained on ({names}), found {layout}")
-    device = inference_device(config.inference)
-    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    model = build_affectgpt(config.model, trained, torch.bfloat16 if half else torch.float32)
-    load_weights(checkpoint, model)
-    return Answerer(model.to(device).eval(), config, layout)
 
 
 def inference_device(inference: InferenceConfig) -> torch.device:
-    """Return the configured device; `auto` takes a GPU where there is one."""
-    on_gpu = torch.cuda.is_available() and inference.device != "cpu"
-    return torch.device("cuda" if on_gpu else "cpu")
+    """Return the configured device; `gpu` is the CPU on a machine that has none, for users' files always name one.
+
+    With backend vllm it is the CPU, since vLLM takes the GPU. Raises ValueError for a GPU that does not exist.
+    """
+    if inference.backend == "vllm":
+        return torch.device("cpu")
+    if inference.gpu is None or inference.device != "auto":
+        return pick_device(inference.device, "inference.device")
+    if not torch.cuda.is_available():
+        logger.info("inference.gpu: %d, but this machine has no GPU: answering on the CPU", inference.gpu)
+        return torch.device("cpu")
+    return pick_device(f"cuda:{inference.gpu}", "inference.gpu")
+
+
+def check_features(dataset: ClipDataset) -> None:
+    """Raise FeatureError where all clips lack a stream, or no array of the first clips that have one can be read.
+
+    That shows a folder of another encoder, sampling or width before the first batch; a clip that is bad by itself
+    is left to `Answerer.answer_dataset`.
+    """
+    names = [clip.name for clip in dataset.clips]
+    for spec in dataset.specs.values():
+        missing = set(dataset.store.missing(spec, names))
+        there = [name for name in names if name not in missing]
+        if names and not there:
+            dataset.check()
+        errors = []
+        for name in there[:FIRST_CLIPS]:
+            try:
+                dataset.store.read(spec, name)
+                break
+            except FeatureError as error:
+                errors.append(error)
+        else:
+            if errors:
+                raise errors[0]
 
 
 def with_action_units(answer: Answer, analysis: AuAnalysis) -> Answer:
@@ -131,17 +186,6 @@ def with_action_units(answer: Answer, analysis: AuAnalysis) -> Answer:
             highest[unit] = max(intensity, highest.get(unit, 0.0))
     ordered = dict(sorted(highest.items(), key=lambda item: -item[1]))
     return replace(answer, action_units=ordered)
-
-
-def write_answers(path: Path, answers: Iterable[Answer], append: bool = False) -> int:
-    """Write answers as JSON lines, each as soon as it comes, and return how many there were."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with path.open("a" if append else "w", encoding="utf-8", buffering=1) as handle:
-        for answer in answers:
-            count += 1
-            handle.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
-    return count
 
 
 def _answer(clip: Clip, features: dict[Modality, np.ndarray], layout: str, question: str, text: str) -> Answer:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from affect.schema import Modality
 
-AUDIO, FRAME, FACE, AU = Modality.AUDIO, Modality.FRAME, Modality.FACE, Modality.AU
+AUDIO, FRAME, FACE, AU, IMAGE = Modality.AUDIO, Modality.FRAME, Modality.FACE, Modality.AU, Modality.IMAGE
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ LAYOUTS: dict[str, Layout] = {
     "faceonly": Layout(branches=(FACE,), subtitle=False),
     "frameonly": Layout(branches=(FRAME,), subtitle=False),
     "auonly": Layout(branches=(AU,), subtitle=False),
+    "image": Layout(branches=(IMAGE,), subtitle=False),
     "audio_text": Layout(branches=(AUDIO,)),
     "face_text": Layout(branches=(FACE,)),
     "frame_text": Layout(branches=(FRAME,)),

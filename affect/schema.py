@@ -20,10 +20,12 @@ class Modality(StrEnum):
     FACE = "face"
     MULTI = "multi"
     AU = "au"
+    IMAGE = "image"
 
 
 STORED_MODALITIES = (Modality.FRAME, Modality.FACE, Modality.AUDIO, Modality.AU)
-"""Modalities that have arrays on disk; MULTI is made by the model from the others."""
+"""Modalities that are extracted from clips; MULTI is made by the model from the others, and the features of single
+pictures (IMAGE) are brought along by who has them."""
 
 PLACEHOLDERS: dict[Modality, str] = {
     Modality.AUDIO: "<AudioHere>",
@@ -31,16 +33,17 @@ PLACEHOLDERS: dict[Modality, str] = {
     Modality.FACE: "<FaceHere>",
     Modality.MULTI: "<MultiHere>",
     Modality.AU: "<AUHere>",
+    Modality.IMAGE: "<ImageHere>",
 }
 """Prompt token whose embedding the model replaces by a fused token of that modality."""
 
 SPECIAL_TOKENS = (
-    "<ImageHere>",  # this and <NonverbalHere> are unused, but released checkpoints count them
+    "<ImageHere>",
     "<AudioHere>",
     "<FrameHere>",
     "<FaceHere>",
     "<MultiHere>",
-    "<NonverbalHere>",
+    "<NonverbalHere>",  # unused, but released checkpoints count it
     "<AUHere>",
 )
 """Tokens added to every tokenizer, in this order (released checkpoints depend on the first six)."""
@@ -70,6 +73,8 @@ class Sample:
     """Modality -> [T, D]; T is 0 where the clip has none of that modality (no face, no sound)."""
     prompt: str
     answer: str = ""
+    spoken: tuple[int, int] = (0, 0)
+    """Characters of the prompt that are the subtitle: the first one and the one after the last."""
 
 
 @dataclass

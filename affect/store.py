@@ -67,6 +67,8 @@ def feature_folder(modality: Modality, encoder: str, count: int = 8, sampling: s
     encoder = re.sub(r"[^A-Za-z0-9._-]+", "-", encoder).strip("-.")
     if modality == Modality.AUDIO:
         return f"audio_{encoder}_{count}clips"
+    if modality == Modality.IMAGE:
+        return f"image_{encoder}"
     if modality == Modality.FRAME and sampling != "uniform":
         return f"frame_{encoder}_{sampling}_{count}frms"
     return f"{modality}_{encoder}_{count}frms"

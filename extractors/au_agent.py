@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from affect.au_json import AuAnalysis
+from affect.conversation import SYSTEM, exchange, question_ids, stop_tokens
 from affect.weights import resolve_weights
 from extractors import au_text
-from extractors.au_text import SYSTEM, ActiveAus, Clips, exchange, frame_prompt
+from extractors.au_text import ActiveAus, Clips, frame_prompt
 
 
 def build_agent(
@@ -98,28 +98,10 @@ class Agent(ABC):
 
     def _answers(self, prompts: list[str]) -> Iterator[tuple[int, str]]:
         """Yield place and answer of each prompt, the longest first: too little memory shows at once."""
-        ids = self._token_ids(prompts)
+        ids = question_ids(self.tokenizer, [(SYSTEM, prompt) for prompt in prompts])
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
         for i, text in zip(order, self._generate([ids[i] for i in order]), strict=True):
             yield i, _first_turn(text)
-
-    def _token_ids(self, prompts: list[str]) -> list[list[int]]:
-        if not prompts:
-            return []
-        templated = self.tokenizer.chat_template is not None
-        texts = [self._conversation(prompt) if templated else exchange(prompt, "", SYSTEM) for prompt in prompts]
-        # a template writes its own special tokens
-        return self.tokenizer(texts, add_special_tokens=not templated)["input_ids"]
-
-    def _conversation(self, prompt: str) -> str:
-        """Return a prompt in the model's own chat form, up to where its answer starts."""
-        settings = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-        try:
-            turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
-            return self.tokenizer.apply_chat_template(turns, **settings)
-        except TemplateError:  # some templates know no system turn
-            turns = [{"role": "user", "content": f"{SYSTEM}\n{prompt}"}]
-            return self.tokenizer.apply_chat_template(turns, **settings)
 
     @contextmanager
     def _loading(self) -> Iterator[None]:
@@ -175,8 +157,7 @@ class AuAgent(Agent):
     def _set_generation(self, network: PreTrainedModel, max_new_tokens: int) -> None:
         """Make the model stop where model or tokenizer says, and greedy decoding free of other settings."""
         own = network.generation_config
-        stops = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
-        self._stops = sorted({stop for stop in (*stops, self.tokenizer.eos_token_id) if stop is not None})
+        self._stops = stop_tokens(self.tokenizer, own)
         network.generation_config = own if self.do_sample else GenerationConfig()
         network.generation_config.update(
             max_new_tokens=max_new_tokens,

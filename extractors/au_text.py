@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from affect.au_json import AuAnalysis, FrameAus
+from affect.conversation import exchange
 from affect.facs import ActionUnit, Region, action_unit, au_description, parse_au_description
 
 ActiveAus = Mapping[str, float]
@@ -25,13 +26,6 @@ Clips = Sequence[tuple[AuAnalysis, Sequence[int]]]
 
 INSTRUCTION = "Generate a detailed facial expression description based on the given information."
 """First line of the user turn; in instruction data it has a field of its own."""
-
-SYSTEM = (
-    "You describe faces as an anatomist would. Say in one or two sentences which facial muscles move, how "
-    "strongly and in which part of the face, using only the action units that are given; an intensity of 1 is "
-    "a trace and 5 the maximum. Do not name, guess or hint at any emotion, mood, attitude or intention."
-)
-"""System turn of every language model that describes faces, when it is tuned and when it is used."""
 
 GRADES = ("faintly", "slightly", "markedly", "extremely", "maximally")
 """Adverbs for FACS A (trace), B (slight), C (marked), D (extreme), E (maximum)."""
@@ -59,12 +53,6 @@ def frame_input(active_aus: ActiveAus) -> str:
         "provide a detailed and natural facial expression description:\n"
         f"AU values: {values or 'none'}\nAU descriptions: {au_description(active_aus) or 'none'}"
     )
-
-
-def exchange(prompt: str, answer: str, system: str = "") -> str:
-    """Return the turns of a conversation as one text, the answer last."""
-    turns = [("system", system)] if system else []
-    return "\n".join(f"{role}\n{text}" for role, text in [*turns, ("user", prompt), ("assistant", answer)])
 
 
 def grade(intensity: float) -> int:

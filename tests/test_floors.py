@@ -10,13 +10,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
-    {"affect.schema", "affect.facs", "affect.files", "affect.layouts"},
-    {"affect.config", "affect.weights", "affect.au_json"}
+    {"affect.schema", "affect.facs", "affect.files", "affect.layouts", "affect.conversation", "affect.typed_yaml"},
+    {"affect.config", "affect.weights", "affect.au_json", "affect.device"}
     | {"affect.arrays", "affect.pack", "affect.store", "affect.packing"},
     {"affect.data"},
     {"affect.models", "affect.evaluate"},
-    {"affect.train"},
-    {"affect.infer", "extractors"},
+    {"affect.train", "affect.agent_training"},
+    {
+        "affect.infer",
+        "affect.infer_setup",
+        "affect.infer_vllm",
+        "affect.answer_files",
+        "affect.attention",
+        "extractors",
+    },
     {"train", "inference", "tools"},
 ]
 """Lowest first; modules of one floor may import each other."""

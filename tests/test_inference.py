@@ -1,16 +1,16 @@
 """Answers through the script: for a data set and for single real clips."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_answers import answers_file, records, train_tiny
 
 import inference
-import train
+from affect.answer_files import Answer
 from affect.au_json import au_json_path, write_au_json
-from affect.config import ConfigError, save_config
-from affect.infer import Answer
+from affect.config import ConfigError
+from affect.infer import load_model
 from affect.schema import Modality
 from affect.store import FeatureStore
 from extractors.openface import analyse_openface
@@ -21,21 +21,7 @@ EMBEDDED = {Modality.FRAME: ("DCT", 128), Modality.AUDIO: ("PROSODY", 64), Modal
 @pytest.fixture
 def trained(tiny_world, tmp_path):
     """A checkpoint of the tiny run and an evaluation file that names it."""
-    tiny_world.run.max_epoch = 1
-    save_config(tiny_world, tmp_path / "train.yaml")
-    train.main(["--cfg-path", str(tmp_path / "train.yaml")])
-    return evaluation_file(tmp_path)
-
-
-def evaluation_file(tmp_path: Path) -> Path:
-    path = tmp_path / "eval.yaml"
-    places = f"ckpt_root: {tmp_path / 'run'}, base_root: {tmp_path / 'results'}"
-    path.write_text(f"inference: {{{places}, max_new_tokens: 5, device: cpu}}")
-    return path
-
-
-def records(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return train_tiny(tiny_world, tmp_path)
 
 
 def test_a_data_set_is_answered_into_json_lines(trained, tmp_path, capsys):
@@ -55,6 +41,77 @@ def test_a_clip_with_a_bad_array_is_listed_and_the_others_are_answered(trained, 
     (file,) = (tmp_path / "results-toy" / "run").glob("*.jsonl")
     assert [answer["name"] for answer in records(file)] == ["c8", "c10", "c11"]
     assert "c9" in (tmp_path / "results-failures.csv").read_text()
+
+
+def test_a_stopped_run_goes_on_and_an_overwritten_one_begins_anew(trained, tmp_path, capsys):
+    inference.main(["--cfg-path", str(trained)])
+    file = answers_file(tmp_path)
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:2]) + lines[2][:20])  # as a kill leaves it
+    capsys.readouterr()
+    inference.main(["--cfg-path", str(trained)])
+    assert file.read_text() == "".join(lines)
+    assert "2 answers and 2 from before" in capsys.readouterr().out
+    assert np.load(next(file.parent.glob("*.npz")), allow_pickle=True)["name2reason"].tolist().keys() == {
+        "c8",
+        "c9",
+        "c10",
+        "c11",
+    }
+    with pytest.raises(ValueError, match=r"other settings \(max_new_tokens\); give --overwrite"):
+        inference.main(["--cfg-path", str(trained), "--options", "inference.max_new_tokens=4"])
+    inference.main(["--cfg-path", str(trained), "--overwrite", "--options", "inference.max_new_tokens=4"])
+    assert len(records(file)) == 4
+
+
+def test_clips_that_failed_are_answered_when_their_features_are_there(trained, tmp_path):
+    (path,) = (tmp_path / "features" / "toy").glob("audio_*/c9.npy")
+    content = path.read_bytes()
+    path.unlink()
+    assert inference.main(["--cfg-path", str(trained)]) == 1
+    path.write_bytes(content)
+    assert inference.main(["--cfg-path", str(trained)]) == 0
+    assert [answer["name"] for answer in records(answers_file(tmp_path))] == ["c8", "c10", "c11", "c9"]
+    assert not (tmp_path / "results-failures.csv").exists()
+
+
+def test_each_checkpoint_of_some_epochs_has_a_file_of_its_own(tiny_world, tmp_path, monkeypatch):
+    tiny_world.run.init_lr = 0.3  # so that they answer differently
+    file = train_tiny(tiny_world, tmp_path, epochs=4)
+    loaded = []
+    monkeypatch.setattr(inference, "load_model", lambda *values: loaded.append(values) or load_model(*values))
+    inference.main(["--cfg-path", str(file), "--test_epochs", "2-4", "--skip_epoch", "2"])
+    assert len(loaded) == 1
+    folder = tmp_path / "results-toy" / "run"
+    assert sorted(path.name[:17] for path in folder.glob("*.jsonl")) == ["checkpoint_000002", "checkpoint_000004"]
+    together = [records(answers_file(tmp_path, epoch=epoch)) for epoch in (2, 4)]
+    assert together[0] != together[1]
+    alone = tmp_path / "alone"
+    options = ["inference.test_epoch=4", f"inference.base_root={alone}/results"]
+    inference.main(["--cfg-path", str(file), "--options", *options])
+    assert records(answers_file(alone, epoch=4)) == together[1]
+
+
+def test_what_the_queries_read_is_kept_and_drawn(trained, tmp_path):
+    inference.main(["--cfg-path", str(trained), "--attention", "--show", "1"])
+    (folder,) = (tmp_path / "results-toy" / "run").glob("*-attention")
+    assert sorted(path.name for path in folder.iterdir()) == ["c10.npz", "c11.npz", "c8.npz", "c8.png", "c9.npz"]
+
+
+def test_a_pre_fusion_without_queries_is_named_before_the_model_is_loaded(tiny_world, tmp_path, monkeypatch):
+    tiny_world.model.multi_fusion_type = "attention"
+    file = train_tiny(tiny_world, tmp_path)
+    monkeypatch.setattr(inference, "load_model", None)
+    with pytest.raises(ValueError, match="--attention: expected a pre-fusion with queries"):
+        inference.main(["--cfg-path", str(file), "--attention"])
+
+
+def test_features_of_another_encoder_stop_the_run_before_the_model_is_loaded(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "load_model", None)
+    for sidecar in (tmp_path / "features/toy").glob("face_*/provenance.json"):
+        sidecar.write_text(sidecar.read_text().replace('"encoder": "V"', '"encoder": "W"'))
+    with pytest.raises(ValueError, match="encoder is 'W', but the run expects 'V'"):
+        inference.main(["--cfg-path", str(trained)])
 
 
 def test_an_unknown_data_set_is_named(trained):
@@ -78,8 +135,9 @@ def test_answers_that_look_like_markup_are_printed_as_they_are(capsys):
     assert "[/laughs]" in shown
 
 
-def test_labels_only_asks_the_other_question(trained, tmp_path):
-    inference.main(["--cfg-path", str(trained), "--no_reasoning"])
+@pytest.mark.parametrize("flag", ["--no_reasoning", "--zeroshot"])
+def test_labels_only_asks_the_other_question(trained, tmp_path, flag):
+    inference.main(["--cfg-path", str(trained), flag])
     (file,) = (tmp_path / "results-toy" / "run").glob("*-ovlabel.jsonl")
     assert records(file)[0]["question"].startswith("Which emotions")
 
@@ -131,10 +189,7 @@ def trained_on_embedded(tiny_world, tmp_path):
         for i in range(12):
             array = rng.normal(size=(8, spec.dim)).astype(np.float32)
             store.write(spec, f"c{i}", array / np.linalg.norm(array, axis=1, keepdims=True), {})
-    tiny_world.run.max_epoch, tiny_world.run.iters_per_epoch, tiny_world.run.warmup_steps = 1, 1, 0
-    save_config(tiny_world, tmp_path / "train.yaml")
-    train.main(["--cfg-path", str(tmp_path / "train.yaml")])
-    return evaluation_file(tmp_path)
+    return train_tiny(tiny_world, tmp_path)
 
 
 def test_every_real_clip_is_answered_with_what_it_has(trained_on_embedded, tmp_path, shared):
@@ -142,7 +197,9 @@ def test_every_real_clip_is_answered_with_what_it_has(trained_on_embedded, tmp_p
     for video in videos:
         table = shared / "data/openface/featureextraction" / f"{video.stem}.csv"
         arguments = ["--cfg-path", str(trained_on_embedded), "--video", str(video), "--subtitle", "bin blue"]
-        inference.main([*arguments, "--openface_csv", str(table)])
+        inference.main([*arguments, "--openface_csv", str(table), "--attention"])
+    drawn = {path.stem for path in (tmp_path / "results" / "clips-attention").glob("*.png")}
+    assert drawn == {video.stem for video in videos}
     answers = {answer["name"]: answer for answer in records(tmp_path / "results" / "clips.jsonl")}
     assert len(answers) == 12
     assert answers["pyfeat_no_face"]["missing"][:1] == ["face"]
@@ -150,6 +207,16 @@ def test_every_real_clip_is_answered_with_what_it_has(trained_on_embedded, tmp_p
     assert "frame" in answers["pyfeat_no_face"]["streams"]
     assert answers["grid_bbaf2n"]["missing"] == []
     assert answers["pyfeat_face_noface"]["missing"] == []
+
+
+def test_faces_from_elsewhere_than_in_training_are_noticed(trained_on_embedded, tmp_path, shared, caplog):
+    arguments = ["--cfg-path", str(trained_on_embedded), "--video", str(shared / "data/video/grid_bbaf2n.mpg")]
+    inference.main(arguments)
+    assert "faces come from" not in caplog.text
+    sidecar = tmp_path / "features/toy/face_DCT_8frms/provenance.json"
+    sidecar.write_text(sidecar.read_text().replace("{", '{"faces_from": "face arrays",', 1))
+    inference.main(arguments)
+    assert "but from face arrays in the features of toy" in caplog.text
 
 
 def test_a_table_of_another_clip_is_noticed(trained_on_embedded, shared, caplog):

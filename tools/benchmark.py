@@ -4,6 +4,8 @@
     python tools/benchmark.py extract --video_root clips --random-init --compare_bare \\
         --visual_encoder CLIP_VIT_LARGE --acoustic_encoder HUBERT_LARGE
     python tools/benchmark.py store --clips 4000
+    python tools/benchmark.py train --preset tiny --batch_size 8 --plain
+    python tools/benchmark.py infer --preset tiny
 """
 
 from __future__ import annotations
@@ -13,11 +15,17 @@ import contextlib
 import json
 import sys
 
-import benchmark_store
-
 import benchmark_extract
+import benchmark_infer
+import benchmark_store
+import benchmark_train
 
-BENCHMARKS = {"extract": benchmark_extract, "store": benchmark_store}
+BENCHMARKS = {
+    "extract": benchmark_extract,
+    "store": benchmark_store,
+    "train": benchmark_train,
+    "infer": benchmark_infer,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -54,7 +54,9 @@ def language_corpus(count: int, seed: int, book: PromptBook) -> list[str]:
             )
         else:
             kind, value = "ovlabel", emotion
-        streams = [text for name, text in book.streams.items() if name != "subtitle" and rng.random() < 0.7]
+        streams = [
+            text for name, text in book.streams.items() if name not in ("subtitle", "image") and rng.random() < 0.7
+        ]
         subtitle = book.streams["subtitle"].replace("{SUBTITLE}", rng.choice(SUBTITLES))
         prompt = book.start + "".join(streams) + subtitle + book.end.replace("{QUESTION}", book.question(kind))
         answer = book.questions[kind]["answer"].replace("{DESCRIPTION}", value).replace("{OVLABELS}", value)

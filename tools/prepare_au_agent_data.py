@@ -30,12 +30,13 @@ from rich.progress import track
 from rich.table import Table
 
 from affect.au_json import read_au_json, sentences
+from affect.conversation import SYSTEM
 from affect.data.manifest import parse_labels, read_table
 from affect.evaluate.facial_words import WORDS
 from affect.evaluate.vocabulary import FEELINGS
 from affect.facs import parse_au_description
 from affect.files import atomic_write
-from extractors.au_text import INSTRUCTION, SYSTEM, active_aus, frame_input
+from extractors.au_text import INSTRUCTION, active_aus, frame_input
 
 LEAK, UNREADABLE, CUT_OFF, REPEATED = "leak", "unreadable", "cut off", "repeated"
 UNDESCRIBED, MISSING = "no sentences", "no AU JSON"

@@ -3,6 +3,7 @@
 Worked example, pad id 0, bos 1, eos 2, prompt "a b" -> [5, 6], answer "c" -> [7]:
 training   input_ids [1, 5, 6, 7, 2], labels [-100, -100, -100, 7, 2], padded on the right;
 generation input_ids [1, 5, 6], padded on the left, so that every row goes on at its last column.
+A prompt of more than `max_length` tokens loses the end of its subtitle, never its placeholders or its question.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Collator:
     generation: bool = False
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Return the batch; raises ValueError when a prompt is longer than `max_length` tokens."""
+        """Return the batch (raises ValueError as `prompt_ids`)."""
         rows = [self._row(sample) for sample in samples]
         width = max(len(ids) for ids, _ in rows)
         pad = self.tokenizer.pad_token_id
@@ -45,15 +46,32 @@ class Collator:
         names = [sample.clip.name for sample in samples]
         return Batch(names, input_ids, attention_mask, labels, features, masks, [sample.prompt for sample in samples])
 
+    def prompt_ids(self, sample: Sample) -> list[int]:
+        """Return the prompt's token ids, at most `max_length`: of a longer one the end of the subtitle is left out.
+
+        Raises ValueError when the rest of it is longer than that already.
+        """
+        ids = self.tokenizer(sample.prompt, add_special_tokens=False).input_ids
+        excess = len(ids) - self.max_length
+        if excess <= 0:
+            return ids
+        places = self.tokenizer(sample.prompt, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        first, stop = sample.spoken
+        spoken = [i for i, (begin, end) in enumerate(places) if first <= begin < end <= stop]
+        if excess > len(spoken):
+            raise ValueError(
+                f"clip {sample.clip.name!r}: expected a prompt of at most {self.max_length} tokens, found "
+                f"{len(ids) - len(spoken)} without its subtitle; raise model.max_length, or make fewer query tokens"
+            )
+        cut = len(spoken) - excess
+        while cut > 0 and places[spoken[cut]][0] < places[spoken[cut - 1]][1]:  # tokens of one letter go together
+            cut -= 1
+        return ids[: spoken[cut]] + ids[spoken[-1] + 1 :]
+
     def _row(self, sample: Sample) -> tuple[list[int], list[int]]:
         bos = self.tokenizer.bos_token_id
         head = [] if bos is None else [bos]
-        prompt = self.tokenizer(sample.prompt, add_special_tokens=False).input_ids
-        if len(prompt) > self.max_length:
-            raise ValueError(
-                f"clip {sample.clip.name!r}: expected a prompt of at most {self.max_length} tokens, "
-                f"found {len(prompt)}; shorten its subtitle or raise model.max_length"
-            )
+        prompt = self.prompt_ids(sample)
         if self.generation:
             return head + prompt, [IGNORED] * (len(head) + len(prompt))
         answer = self.tokenizer(sample.answer, add_special_tokens=False).input_ids[: self.max_length]

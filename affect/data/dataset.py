@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from rich.progress import track
 
 from affect.config import Config, DatasetConfig, ModelConfig
-from affect.data.manifest import read_clips
-from affect.data.prompts import PromptBook
-from affect.data.sampling import Draw
+from affect.data.known_datasets import NO_CHOICES, Choices, choices, dataset_name
+from affect.data.manifest import read_manifest
+from affect.data.prompts import NEEDS, PromptBook
+from affect.data.sampling import Draw, coin
 from affect.layouts import LAYOUTS
 from affect.schema import Clip, Modality, Sample
-from affect.store import EXTRACT_COMMAND, FeatureError, FeatureSpec, FeatureStore
+from affect.store import FeatureError, FeatureSpec, FeatureStore
+
+if TYPE_CHECKING:
+    from affect.data.collate import Collator
+
 
 HYBRID = ("description", "ovlabel")
 """Question kinds that label_type hybird draws from."""
+
+
+def asked_kinds(label_type: str) -> tuple[str, ...]:
+    """Return the question kinds that a data set's label_type draws from, each as often as the others."""
+    return HYBRID if label_type == "hybird" else (label_type,)
 
 
 def query_tokens(model: ModelConfig) -> dict[Modality, int]:
@@ -30,7 +41,20 @@ def query_tokens(model: ModelConfig) -> dict[Modality, int]:
         Modality.FACE: video,
         Modality.FRAME: video,
         Modality.AU: model.num_au_query_token,
+        Modality.IMAGE: model.num_image_query_token,
     }
+
+
+class Features(Protocol):
+    """Where the features of a data set's clips come from: a `FeatureStore`, or encoders at work."""
+
+    root: Path
+
+    def read(self, spec: FeatureSpec, name: str) -> np.ndarray:
+        """Return the features of one clip as float32 [T, D] (raises FeatureError)."""
+
+    def missing(self, spec: FeatureSpec, names: Iterable[str]) -> list[str]:
+        """Return the clips whose features cannot be read."""
 
 
 @dataclass
@@ -40,9 +64,12 @@ class ClipDataset:
     name: str
     clips: Sequence[Clip]
     config: DatasetConfig
-    store: FeatureStore
+    store: Features
     specs: dict[Modality, FeatureSpec]
     """Streams that the layout needs -> which features to read."""
+    choices: Choices = NO_CHOICES
+    lacking: Mapping[str, str] = field(default_factory=dict)
+    """Field that no clip has (labels, description, valence) -> where it was looked for."""
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -54,13 +81,14 @@ class ClipDataset:
     def check(self) -> None:
         """Raise FeatureError naming the first missing array of each stream, and how many more there are."""
         faults = []
-        for stream, spec in self.specs.items():
+        for spec in self.specs.values():
             missing = self.store.missing(spec, [clip.name for clip in self.clips])
             if missing:
-                command = EXTRACT_COMMAND.format(dataset=self.name, modality=stream, root=self.store.root.parent)
-                more = f" and of {len(missing) - 1} more clips" if len(missing) > 1 else ""
-                expected = self.store.path(spec, missing[0])
-                faults.append(f"no {stream} features of clip {missing[0]!r}{more}: expected {expected}; run: {command}")
+                others = f"; {len(missing) - 1} more clips have none" if len(missing) > 1 else ""
+                try:
+                    self.store.read(spec, missing[0])  # which says what is wrong with it
+                except FeatureError as error:
+                    faults.append(f"{error}{others}")
         if faults:
             raise FeatureError(f"data set {self.name}: " + "\n".join(faults))
 
@@ -78,28 +106,39 @@ class ClipDataset:
             raise FeatureError(f"data set {self.name}: " + "\n".join([*faults[:5], *more]))
 
 
-def open_dataset(name: str, config: DatasetConfig, model: ModelConfig, split: str) -> ClipDataset:
-    """Return one data set's split, its features checked to be there.
+def open_dataset(
+    name: str, config: DatasetConfig, model: ModelConfig, split: str, store: Features | None = None
+) -> ClipDataset:
+    """Return one data set's split, its features checked to be there; they come from `store` where one is given.
 
-    Raises ValueError for a bad table, FeatureError for missing features.
+    Raises ValueError for a bad table or split, FeatureError for missing features.
     """
     layout = LAYOUTS[config.face_or_frame]
+    manifest = read_manifest(name, config, split)
     dataset = ClipDataset(
-        name=name,
-        clips=read_clips(name, config, split),
+        name=dataset_name(name),
+        clips=manifest.clips,
         config=config,
-        store=FeatureStore(Path(config.preextracted_root), name),
+        store=FeatureStore(Path(config.preextracted_root), dataset_name(name)) if store is None else store,
         specs={stream: config.spec(stream, model.feature_dim(stream)) for stream in layout.needed},
+        choices=choices(name, config),
+        lacking=manifest.lacking,
     )
     dataset.check()
     return dataset
 
 
-def open_datasets(config: Config, split: str) -> list[ClipDataset]:
-    """Return every data set of a configuration (raises ValueError when it names none)."""
+def open_datasets(config: Config, split: str, stores: Mapping[str, Features] | None = None) -> list[ClipDataset]:
+    """Return every data set of a configuration (raises ValueError when it names none).
+
+    stores: data set -> where its features come from, for those that are not read from their feature store.
+    """
     if not config.datasets:
         raise ValueError("section datasets: expected at least one data set, found none")
-    return [open_dataset(name, section, config.model, split) for name, section in config.datasets.items()]
+    stores = stores or {}
+    return [
+        open_dataset(name, section, config.model, split, stores.get(name)) for name, section in config.datasets.items()
+    ]
 
 
 @dataclass
@@ -115,29 +154,40 @@ class TrainingSamples:
         return sum(len(dataset) for dataset in self.datasets)
 
     def check_answers(self) -> None:
-        """Raise ValueError naming the first clips that lack a label which training would ask for, and their number."""
-        faults = []
+        """Raise ValueError naming what training would ask for and a data set or a clip does not have.
+
+        That is a column, candidate labels or a range of values of a data set, or else the first clips without a
+        label or with one that cannot be chosen, and their number.
+        """
         for dataset in self.datasets:
-            kind = dataset.config.label_type
-            for clip in dataset.clips:
-                for asked in HYBRID if kind == "hybird" else (kind,):
-                    try:
-                        self.prompts.answer(asked, clip)
-                    except ValueError as error:
-                        faults.append(str(error))
+            for kind in asked_kinds(dataset.config.label_type):
+                if fault := dataset.lacking.get(NEEDS[kind]):
+                    raise ValueError(f"data set {dataset.name}: {kind} needs the clips' {NEEDS[kind]}; {fault}")
+                try:
+                    self.prompts.question(kind, dataset.choices)
+                except ValueError as error:
+                    raise ValueError(f"data set {dataset.name}: {error}") from None
+        faults = [fault for dataset in self.datasets for fault in _answer_faults(dataset, self.prompts)]
         if faults:
             raise ValueError("\n".join([*faults[:5], *([f"… and {len(faults) - 5} more"] if len(faults) > 5 else [])]))
+
+    def check_prompts(self, collator: Collator) -> None:
+        """Raise ValueError when even a prompt without subtitle is longer than the model's longest."""
+        for dataset in self.datasets:
+            for kind in asked_kinds(dataset.config.label_type):
+                check_prompt(dataset, self.prompts, kind, self.tokens, collator)
 
     def __getitem__(self, draw: Draw) -> Sample:
         rng = np.random.default_rng((self.seed, draw.cycle, draw.index))
         dataset, index = self._locate(draw.index)
         clip = dataset.clips[index]
         features = _drop_streams(dataset.features(index), dataset.config.modality_dropout, rng)
-        kind = dataset.config.label_type
-        if kind == "hybird":
-            kind = str(rng.choice(HYBRID))
+        kinds = asked_kinds(dataset.config.label_type)
+        # by a coin of its own, so that the lengths of a cycle's texts are known without reading features
+        kind = kinds[int(coin(self.seed, draw.cycle, draw.index) * len(kinds))]
         answer = self.prompts.answer(kind, clip)
-        return make_sample(clip, features, dataset.config.face_or_frame, self.prompts, kind, self.tokens, answer)
+        layout = dataset.config.face_or_frame
+        return make_sample(clip, features, layout, self.prompts, kind, self.tokens, answer, dataset.choices)
 
     def _locate(self, index: int) -> tuple[ClipDataset, int]:
         for dataset in self.datasets:
@@ -155,11 +205,47 @@ def make_sample(
     kind: str,
     tokens: dict[Modality, int],
     answer: str = "",
+    choices: Choices = NO_CHOICES,
 ) -> Sample:
     """Return a clip with its prompt for one question kind; streams of zero rows are not shown."""
     present = {stream for stream, array in features.items() if len(array)}
-    prompt = prompts.prompt(layout, present, clip.subtitle, prompts.question(kind), tokens)
-    return Sample(clip=clip, features=features, prompt=prompt, answer=answer)
+    question = prompts.question(kind, choices)
+    before, spoken, after = prompts.prompt_parts(layout, present, clip.subtitle, question, tokens)
+    where = (len(before), len(before) + len(spoken))
+    return Sample(clip=clip, features=features, prompt=before + spoken + after, answer=answer, spoken=where)
+
+
+def check_prompt(
+    dataset: ClipDataset, prompts: PromptBook, kind: str, tokens: dict[Modality, int], collator: Collator
+) -> None:
+    """Raise ValueError when a prompt with every stream but no subtitle is longer than the model's longest."""
+    clip = replace(dataset.clips[0], subtitle="")
+    everything = {stream: np.ones((1, spec.dim), np.float32) for stream, spec in dataset.specs.items()}
+    layout = dataset.config.face_or_frame
+    collator.prompt_ids(make_sample(clip, everything, layout, prompts, kind, tokens, choices=dataset.choices))
+
+
+def _answer_faults(dataset: ClipDataset, prompts: PromptBook) -> Iterator[str]:
+    """Yield a sentence for each clip whose label cannot be the answer to what its data set asks."""
+    labels, valence_range = dataset.choices.labels, dataset.choices.valence_range
+    kinds = asked_kinds(dataset.config.label_type)
+    for clip in dataset.clips:
+        for kind in kinds:
+            try:
+                prompts.answer(kind, clip)
+            except ValueError as error:
+                yield str(error)
+                continue
+            if kind == "onehot_w_candidates" and clip.labels[0] not in labels:
+                yield (
+                    f"clip {clip.name!r} of {dataset.name} has the label {clip.labels[0]!r}: expected one of "
+                    f"{', '.join(labels)}"
+                )
+            if kind == "valence" and not valence_range[0] <= clip.valence <= valence_range[1]:
+                yield (
+                    f"clip {clip.name!r} of {dataset.name} has the valence {clip.valence}: expected "
+                    f"{valence_range[0]} to {valence_range[1]}"
+                )
 
 
 def _drop_streams(

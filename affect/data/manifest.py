@@ -1,15 +1,26 @@
-"""Tables of clips: one CSV row a clip, with its subtitle, labels and description."""
+"""Which clips a data set has and what is said of them: a CSV table of one's own, or the files of a known data set."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from affect.config import DatasetConfig
+from affect.data.known_datasets import KNOWN_DATASETS, Column, KnownDataset, dataset_name, known_dataset
+from affect.data.npz_corpus import read_npz
 from affect.schema import Clip, check_name
+
+TABLE_KEYS = ("csv_column", "subtitle_column", "label_column", "description_column", "valence_column", "split_column")
+"""Keys of a data set's section that say how to read its csv_path."""
+UNSPLIT = ("train", "test")
+"""Splits that a table without a split column counts as."""
 
 _ENCODINGS = ("utf-8-sig", "cp1252")
 """Tried in turn: some public tables hold Windows quotes."""
@@ -50,40 +61,176 @@ def parse_labels(value: Any) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def read_clips(dataset: str, config: DatasetConfig, split: str | None = None) -> list[Clip]:
-    """Return the clips of a data set's table, those of one split if given and the table knows splits.
+@dataclass(frozen=True)
+class Manifest:
+    """The clips of one split."""
 
-    Raises ValueError when there is no table, a named column or clip name is missing or twice there,
-    or no clip is left.
+    clips: list[Clip]
+    lacking: Mapping[str, str] = field(default_factory=dict)
+    """Field that no clip has (labels, description, valence) -> where it was looked for."""
+
+
+def read_clips(dataset: str, config: DatasetConfig, split: str | None = None) -> list[Clip]:
+    """Return the clips of `read_manifest`."""
+    return read_manifest(dataset, config, split).clips
+
+
+def read_manifest(dataset: str, config: DatasetConfig, split: str | None = None) -> Manifest:
+    """Return the clips of a split, from the section's csv_path or else a known data set's own files.
+
+    Without a split, all clips of a table. Raises ValueError when there are no such files, or they do not have that
+    split, or lack what they should have, or have a clip twice or with a name that is none.
     """
-    if config.csv_path is None:
+    known = known_dataset(dataset)
+    if config.csv_path is not None:
+        return _read_table_of_clips(dataset, config, split)
+    if known is None:
         raise ValueError(
-            f"datasets.{dataset}.csv_path: expected the path of a table with one row a clip, found nothing"
+            f"datasets.{dataset}.csv_path: expected the path of a table with one row a clip, found nothing; "
+            f"data sets that need none: {', '.join(KNOWN_DATASETS)}"
         )
-    table = read_table(config.csv_path)
+    for key in TABLE_KEYS:
+        if getattr(config, key) != DatasetConfig.model_fields[key].default:
+            raise ValueError(
+                f"datasets.{dataset}.{key}: says how to read a table of one's own, but csv_path names none; "
+                "give csv_path, or leave the key out"
+            )
+    return _read_known(dataset, known, Path(config.data_root), split)
+
+
+def _read_table_of_clips(dataset: str, config: DatasetConfig, split: str | None) -> Manifest:
+    path = config.csv_path
+    table = read_table(path)
     if config.csv_column not in table:
         raise ValueError(
-            f"{config.csv_path}: expected a column {config.csv_column!r} with clip names, found {', '.join(table)}; "
+            f"{path}: expected a column {config.csv_column!r} with clip names, found {', '.join(table)}; "
             f"name the right one in datasets.{dataset}.csv_column"
         )
     names = table[config.csv_column]
     doubled = names[names.duplicated()].unique()
     if len(doubled):
-        raise ValueError(f"{config.csv_path}: expected each clip once, found {doubled[0]!r} several times")
-    if split is not None and config.split_column in table:
-        table = table[table[config.split_column] == split]
-    clips = [_clip(row, dataset, config) for row in table.to_dict("records")]
+        raise ValueError(f"{path}: expected each clip once, found {doubled[0]!r} several times")
+    if split is not None:
+        table = _rows_of_split(table, config, split)
+    known = known_dataset(dataset)
+    empty = ("neutral",) if known and not known.classes and config.label_column in table else ()
+    clips = [
+        Clip(
+            name=check_name(row[config.csv_column], f"{path}: clip name"),
+            dataset=dataset_name(dataset),
+            subtitle=row.get(config.subtitle_column, ""),
+            labels=parse_labels(row.get(config.label_column)) or empty,
+            description=row.get(config.description_column, ""),
+            valence=_valence(row.get(config.valence_column, ""), f"{path}: clip {row[config.csv_column]!r}"),
+            split=row.get(config.split_column, ""),
+        )
+        for row in table.to_dict("records")
+    ]
     if not clips:
-        raise ValueError(f"{config.csv_path}: expected clips of split {split!r}, found none")
-    return clips
+        raise ValueError(f"{path}: expected one row a clip, found none")
+    keys = {"labels": "label_column", "description": "description_column", "valence": "valence_column"}
+    lacking = {
+        what: f"{path}: expected a column {column!r}, found {', '.join(table)}; name it in datasets.{dataset}.{key}"
+        for what, key in keys.items()
+        if (column := getattr(config, key)) not in table
+    }
+    return Manifest(clips, lacking)
 
 
-def _clip(row: dict[str, str], dataset: str, config: DatasetConfig) -> Clip:
-    return Clip(
-        name=check_name(row[config.csv_column], f"{config.csv_path}: clip name"),
-        dataset=dataset,
-        subtitle=row.get(config.subtitle_column, ""),
-        labels=parse_labels(row.get(config.label_column)),
-        description=row.get(config.description_column, ""),
-        split=row.get(config.split_column, ""),
+def _rows_of_split(table: pd.DataFrame, config: DatasetConfig, split: str) -> pd.DataFrame:
+    if config.split_column not in table:
+        if split in UNSPLIT:
+            return table
+        raise ValueError(
+            f"{config.csv_path}: expected clips of split {split!r}, found no column {config.split_column!r}; such a "
+            f"table counts as {' and '.join(UNSPLIT)} alike"
+        )
+    rows = table[table[config.split_column] == split]
+    if not len(rows):
+        counts = table[config.split_column].value_counts(sort=False)
+        there = ", ".join(f"{name!r} ({count})" for name, count in counts.items()) or "no rows at all"
+        raise ValueError(f"{config.csv_path}: expected clips of split {split!r}, found none; it has {there}")
+    return rows
+
+
+def _read_known(dataset: str, known: KnownDataset, data_root: Path, split: str | None) -> Manifest:
+    if split not in known.splits:
+        raise ValueError(f"data set {dataset} has no split {split!r}: expected one of {', '.join(known.splits)}")
+    parts = known.splits[split]
+    folder = data_root / known.folder
+    columns = {"labels": parts.labels, "valence": parts.valences, "description": parts.descriptions}
+    values = {column: _read_column(dataset, folder, column) for column in (*columns.values(), parts.names) if column}
+    subtitles = _read_column(dataset, folder, known.subtitles)
+    path = folder / parts.clips.file
+    clips = [
+        Clip(
+            name=check_name(name, f"{path}: clip name"),
+            dataset=dataset_name(dataset),
+            subtitle=subtitles.get(name, ""),
+            labels=_known_labels(values[parts.labels][name], known, f"{path}: clip {name!r}") if parts.labels else (),
+            description=values[parts.descriptions].get(name, "") if parts.descriptions else "",
+            valence=_valence(values[parts.valences][name], f"{path}: clip {name!r}") if parts.valences else None,
+            split=split,
+        )
+        for name in values[parts.clips]
+        if re.fullmatch(parts.only, name)
+    ]
+    if not clips:
+        raise ValueError(f"{path}: expected clips of split {split!r}, found none")
+    has = " and ".join(f"{what} ({column.file})" for what, column in columns.items() if column) or "names only"
+    return Manifest(
+        clips, {what: f"split {split} of {dataset} has {has}" for what, column in columns.items() if not column}
     )
+
+
+def _read_column(dataset: str, folder: Path, column: Column) -> dict[str, Any]:
+    """Return clip -> value (raises ValueError when the file, the column or the corpus is not there)."""
+    path = folder / column.file
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no such file; set datasets.{dataset}.data_root to the folder that holds {folder.name}, or "
+            "csv_path to a table of clips"
+        )
+    if column.corpus:
+        corpora = read_npz(path)
+        corpus = corpora.get(column.corpus)
+        if not isinstance(corpus, dict):
+            raise ValueError(
+                f"{path}: expected {column.corpus}, found {', '.join(corpora) or 'nothing'}; choose such a split"
+            )
+        lacking = [name for name, clip in corpus.items() if not isinstance(clip, dict) or column.key not in clip]
+        if lacking:
+            raise ValueError(f"{path}: {column.corpus}: expected {column.key!r} of every clip, {lacking[0]!r} has none")
+        return {str(name): clip[column.key] for name, clip in corpus.items()}
+    table = read_table(path)
+    for needed in ("name", column.key):
+        if needed not in table:
+            raise ValueError(f"{path}: expected a column {needed!r}, found {', '.join(table)}")
+    table = table[["name", column.key]].drop_duplicates() if column.key != "name" else table[["name"]]
+    doubled = table["name"][table["name"].duplicated()]
+    if len(doubled):
+        raise ValueError(f"{path}: expected each clip once, found {doubled.iloc[0]!r} several times")
+    return dict(zip(table["name"], table[column.key], strict=True))
+
+
+def _known_labels(value: Any, known: KnownDataset, where: str) -> tuple[str, ...]:
+    """Return the labels of a clip: the word that a number stands for, or words; an empty open list is neutral."""
+    if isinstance(value, Integral):
+        if not known.numbered or not 0 <= value < len(known.classes):
+            numbers = f"a number from 0 to {len(known.classes) - 1}" if known.numbered else "words"
+            raise ValueError(f"{where} has the label {value}: expected {numbers}")
+        return (known.classes[value],)
+    return parse_labels(value) or (() if known.classes else ("neutral",))
+
+
+def _valence(value: Any, where: str) -> float | None:
+    """Return a valence, None for an empty cell (raises ValueError for what is no number)."""
+    if value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where} has the valence {value!r}: expected a number such as -0.4; correct it")
+    return number

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from affect.data.known_datasets import NO_CHOICES, Choices
 from affect.layouts import LAYOUTS
-from affect.schema import PLACEHOLDERS, Clip, Modality
+from affect.schema import PLACEHOLDERS, SPECIAL_TOKENS, Clip, Modality
 
+NEEDS = {
+    "description": "description",
+    "ovlabel": "labels",
+    "onehot_w_candidates": "labels",
+    "onehot_wo_candidates": "labels",
+    "sentiment": "valence",
+    "valence": "valence",
+}
+"""Question kind -> field of a clip that answers it."""
 DEFAULT_PROMPTS = Path(__file__).with_name("prompts.yaml")
 
 
@@ -29,6 +40,8 @@ class PromptBook:
     """Text that closes every answer, before the end-of-text token."""
     layouts: Mapping[str, str] = field(default_factory=dict)
     """Layout name -> whole prompt, used instead of the parts."""
+    between_candidates: str = ", "
+    """What stands between the labels that a question lists."""
 
     def prompt(
         self, layout: str, present: Collection[Modality], subtitle: str, question: str, tokens: Mapping[Modality, int]
@@ -36,36 +49,68 @@ class PromptBook:
         """Return the prompt of one clip.
 
         present: streams that the clip has; tokens: stream -> number of fused tokens, hence of placeholders.
-        A stream that is absent keeps no placeholder; made from parts, the prompt does not mention it either.
+        A stream that is absent keeps no placeholder; made from parts, the prompt does not mention it either,
+        nor an empty subtitle.
         """
+        return "".join(self.prompt_parts(layout, present, subtitle, question, tokens))
+
+    def prompt_parts(
+        self, layout: str, present: Collection[Modality], subtitle: str, question: str, tokens: Mapping[Modality, int]
+    ) -> tuple[str, str, str]:
+        """Return the prompt of one clip up to its subtitle, the subtitle, and the rest; see `prompt`."""
         shown = shown_streams(layout, present)
+        spoken = " ".join(_plain(subtitle).split())
         if layout in self.layouts:
             text = self.layouts[layout]
         else:
             sentences = [self.streams[stream] for stream in shown]
-            if LAYOUTS[layout].subtitle and subtitle:
+            if LAYOUTS[layout].subtitle and spoken:
                 sentences.append(self.streams["subtitle"])
             text = self.start + "".join(sentences) + self.end
         for stream, placeholder in PLACEHOLDERS.items():
             text = text.replace(placeholder, placeholder * tokens[stream] if stream in shown else "")
-        return text.replace("{QUESTION}", question).replace("{SUBTITLE}", _plain(subtitle))
+        before, place, after = text.partition("{SUBTITLE}")
+        filled = {"QUESTION": question, "SUBTITLE": spoken}
+        return _fill(before, filled), spoken if place else "", _fill(after, filled)
 
-    def question(self, kind: str) -> str:
-        """Return the question of one kind (raises ValueError for an unknown kind)."""
+    def question(self, kind: str, choices: Choices = NO_CHOICES) -> str:
+        """Return the question of one kind (raises ValueError for an unknown kind, or one that lacks its choices)."""
         if kind not in self.questions:
             raise ValueError(f"question kind {kind!r}: expected one of {', '.join(self.questions)}")
-        return self.questions[kind]["question"]
+        if kind == "onehot_w_candidates" and not choices.labels:
+            raise ValueError(f"{kind}: expected labels to choose from, found none; list them in candidate_labels")
+        if kind == "valence" and choices.valence_range is None:
+            raise ValueError(f"{kind}: expected the lowest and highest value, found none; set valence_range")
+        lowest, highest = choices.valence_range or ("", "")
+        listed = self.between_candidates.join(choices.labels)
+        filled = {"CANDIDATES": listed, "LOWEST": str(lowest), "HIGHEST": str(highest)}
+        return _fill(self.questions[kind]["question"], filled)
 
     def answer(self, kind: str, clip: Clip) -> str:
         """Return the target text of one kind for a labelled clip.
 
-        Raises ValueError when the clip's table has no such label.
+        Raises ValueError when the clip has no such label in its table, or several where one is asked for.
         """
-        value = clip.description if kind == "description" else ", ".join(clip.labels)
-        if not value:
+        if getattr(clip, NEEDS[kind]) in ((), "", None):
             raise ValueError(f"clip {clip.name!r} of {clip.dataset} has no {kind}: expected it in the data set's table")
-        pattern = self.questions[kind]["answer"]
-        return pattern.replace("{DESCRIPTION}", value).replace("{OVLABELS}", value) + self.answer_end
+        if kind.startswith("onehot") and len(clip.labels) > 1:
+            raise ValueError(
+                f"clip {clip.name!r} of {clip.dataset} has the labels {', '.join(clip.labels)}: expected one for "
+                f"{kind}; ask for ovlabel"
+            )
+        labels = ", ".join(clip.labels)
+        filled = {"DESCRIPTION": clip.description, "OVLABELS": labels, "LABEL": labels}
+        if clip.valence is not None:
+            filled |= {"VALENCE": f"{clip.valence:.2f}", "SENTIMENT": sentiment_word(clip.valence)}
+        filled = {key: _plain(text) for key, text in filled.items()}
+        return _fill(self.questions[kind]["answer"], filled) + self.answer_end
+
+
+def sentiment_word(valence: float) -> str:
+    """Return negative, neutral or positive: only a valence of exactly 0 is neutral."""
+    if valence == 0:
+        return "neutral"
+    return "positive" if valence > 0 else "negative"
 
 
 def shown_streams(layout: str, present: Collection[Modality]) -> tuple[Modality, ...]:
@@ -75,11 +120,16 @@ def shown_streams(layout: str, present: Collection[Modality]) -> tuple[Modality,
     return fused + tuple(stream for stream in parts.branches if stream in present)
 
 
-def _plain(subtitle: str) -> str:
-    """Subtitle text may not smuggle placeholder tokens into the prompt."""
-    for placeholder in PLACEHOLDERS.values():
-        subtitle = subtitle.replace(placeholder, "")
-    return " ".join(subtitle.split())
+def _plain(text: str) -> str:
+    """Text of a table may not smuggle placeholder tokens into a prompt; the space keeps its halves from making one."""
+    for token in SPECIAL_TOKENS:
+        text = text.replace(token, " ")
+    return text
+
+
+def _fill(pattern: str, values: Mapping[str, str]) -> str:
+    """Put values into a pattern, all at once: a value that looks like a pattern stays as it is."""
+    return re.sub(r"\{([A-Z]+)\}", lambda found: values.get(found[1], found[0]), pattern)
 
 
 def load_prompts(path: str | Path | None = None) -> PromptBook:
@@ -91,9 +141,13 @@ def load_prompts(path: str | Path | None = None) -> PromptBook:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        return PromptBook(**content)
+        book = PromptBook(**content)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; expected prompt wording as in affect/data/prompts.yaml") from None
     except (TypeError, yaml.YAMLError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).replace("PromptBook.__init__()", "").split())
         raise ValueError(f"{path}: expected prompt wording as in affect/data/prompts.yaml: {reason}") from None
+    for kind, texts in book.questions.items():
+        if not isinstance(texts, dict) or not {"question", "answer"} <= texts.keys():
+            raise ValueError(f"{path}: questions.{kind}: expected question and answer as in affect/data/prompts.yaml")
+    return book

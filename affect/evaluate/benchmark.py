@@ -64,7 +64,7 @@ BENCHMARK: dict[str, TestSet] = {
 """Name -> test set, in the order of the published tables."""
 
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
-_ANSWERS = re.compile(r"(?P<checkpoint>.+?)(?:-(?P<kind>description|ovlabel)\.jsonl|\.npz)")
+_ANSWERS = re.compile(r"(?P<checkpoint>.+?)(?:-(?P<kind>description|ovlabel)\.(?:jsonl|npz)|\.npz)")
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def find_answers(
     for path in sorted((folder / runs[0]).iterdir()):
         match = _ANSWERS.fullmatch(path.name)
         if match and "openset" not in path.name and "sentiment" not in path.name and match["kind"] in (None, kind):
-            found[match["checkpoint"]] = path
+            found.setdefault(match["checkpoint"], path)  # JSON lines come first: an .npz beside them says the same
     found = {name: path for name, path in found.items() if not epochs or epoch_of(name) in epochs}
     if not found:
         raise NothingToScoreError(

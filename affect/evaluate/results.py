@@ -1,38 +1,22 @@
 """Reading what is scored: JSON objects, our JSON lines, and the published scorer's .npz files and label files.
 
-The .npz files hold pickled dicts. They are read by an unpickler that knows arrays, strings, numbers and their
-containers and refuses everything else, so that a file can only ever be data.
+The .npz files hold pickled dicts, which `affect.data.npz_corpus` reads without trusting them.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from affect.data.npz_corpus import read_npz
 from affect.evaluate.answers import split_labels
 from affect.evaluate.errors import ScoreError
 from affect.evaluate.vocabulary import Vocabulary
 from affect.files import atomic_write
-
-_PICKLED_NAMES = {"_reconstruct", "scalar", "ndarray", "dtype"}
-_PICKLED_MODULES = {"numpy", "numpy.core.multiarray", "numpy._core.multiarray"}
-
-
-class _DataUnpickler(pickle.Unpickler):
-    """Reads arrays of plain values; refuses to import anything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in _PICKLED_MODULES and name in _PICKLED_NAMES:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 def require_file(path: str | Path) -> Path:
@@ -77,26 +61,11 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
 
     Raises ScoreError when it is no such file or holds more than data.
     """
-    content = {}
+    path = require_file(path)
     try:
-        with zipfile.ZipFile(require_file(path)) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as handle:
-                    content[member.removesuffix(".npy")] = _read_array(handle)
-    except (zipfile.BadZipFile, EOFError, ValueError, pickle.UnpicklingError, AttributeError, TypeError) as error:
-        raise ScoreError(f"{path}: expected an .npz file of plain values, but {error}; get it anew") from None
-    return content
-
-
-def _read_array(handle: Any) -> Any:
-    """Return one member of an .npz file."""
-    version = np.lib.format.read_magic(handle)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(handle)
-    if dtype.hasobject:
-        return _DataUnpickler(handle).load().tolist()
-    values = np.frombuffer(handle.read(), dtype=dtype, count=int(np.prod(shape)))
-    return values.reshape(shape, order="F" if fortran else "C").tolist()
+        return read_npz(path)
+    except ValueError as error:
+        raise ScoreError(str(error)) from None
 
 
 def read_answers(path: str | Path) -> dict[str, Any]:

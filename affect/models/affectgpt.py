@@ -10,14 +10,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from affect.config import ModelConfig
-from affect.data.collate import IGNORED
 from affect.layouts import Layout
 from affect.models.fusion import AttentionPreFusion, Branch, FeatureNorm, QFormerPreFusion
-from affect.models.llm import answer_logits, load_llm, load_tokenizer
+from affect.models.llm import answer_loss, load_llm, load_tokenizer
 from affect.models.splice import splice
 from affect.schema import PLACEHOLDERS, Batch, Modality
 
-KIND = {Modality.FACE: "video", Modality.FRAME: "video", Modality.AUDIO: "audio", Modality.AU: "au"}
+KIND = {
+    Modality.FACE: "video",
+    Modality.FRAME: "video",
+    Modality.AUDIO: "audio",
+    Modality.AU: "au",
+    Modality.IMAGE: "image",
+}
 """Stream -> the branch that reads it: faces and frames share one, as released checkpoints have it."""
 
 
@@ -58,12 +63,7 @@ class AffectGPT(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the answers' tokens."""
-        embeddings = self.embed(batch)
-        targets = batch.labels[:, 1:]
-        places = torch.zeros_like(batch.labels, dtype=torch.bool)
-        places[:, :-1] = targets != IGNORED
-        logits = answer_logits(self.llm, embeddings, batch.attention_mask, places)
-        return nn.functional.cross_entropy(logits.float(), targets[targets != IGNORED])
+        return answer_loss(self.llm, self.embed(batch), batch.attention_mask, batch.labels)
 
     @torch.no_grad()
     def generate(self, batch: Batch, decoding: Decoding) -> list[str]:
@@ -113,12 +113,28 @@ class AffectGPT(nn.Module):
     def attention_maps(self, batch: Batch) -> dict[str, Tensor]:
         """Return what the pre-fusion's queries looked at: kind -> [layers, N, heads, Q, T].
 
+        N counts the rows of the batch whose prompts show fused tokens; weights of padding are 0.
         Raises ValueError when the pre-fusion is no Q-Former.
         """
         if not isinstance(self.fusion, QFormerPreFusion):
             raise ValueError(f"multi_fusion_type {self.config.multi_fusion_type!r} has no attention maps; use qformer")
         rows = (batch.input_ids == self.placeholder_ids[Modality.MULTI]).any(dim=1)
         return self.fusion.attention_maps(*self._fused(self._features(batch), batch.masks, rows))
+
+    def attention_of_clips(self, batch: Batch) -> list[dict[Modality, Tensor]]:
+        """Return for each row of a batch stream -> what the pre-fusion's queries looked at [layers, heads, Q, T].
+
+        T is the stream's own length, 0 where the clip has none of it; the dict is empty where the prompt
+        shows no fused tokens. Raises ValueError when the pre-fusion is no Q-Former.
+        """
+        maps = self.attention_maps(batch)
+        shown = (batch.input_ids == self.placeholder_ids[Modality.MULTI]).any(dim=1).nonzero().flatten().tolist()
+        clips: list[dict[Modality, Tensor]] = [{} for _ in batch.names]
+        for place, row in enumerate(shown):
+            for stream in self.fused:
+                if KIND[stream] in maps:
+                    clips[row][stream] = maps[KIND[stream]][:, place][..., batch.masks[stream][row]]
+        return clips
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return name -> parameter for everything that training moves."""
@@ -152,6 +168,8 @@ class AffectGPT(nn.Module):
         if self.fusion is not None:
             parts["multi"] = self.fusion
         for kind, part in parts.items():
+            if kind == "image":  # a linear layer, for which users' files have no switch
+                continue
             proj = "llama_proj" if kind == "multi" else "proj"
             frozen_proj = getattr(self.config, f"frozen_{kind}_{proj}")
             frozen_reader = getattr(self.config, f"frozen_{kind}_Qformer")
@@ -159,9 +177,25 @@ class AffectGPT(nn.Module):
                 weight.requires_grad_(not (frozen_proj if name.startswith("proj.") else frozen_reader))
 
 
-def build_affectgpt(config: ModelConfig, layouts: Iterable[Layout], dtype: torch.dtype = torch.float32) -> AffectGPT:
+def build_affectgpt(
+    config: ModelConfig,
+    layouts: Iterable[Layout],
+    dtype: torch.dtype = torch.float32,
+    gradient_checkpointing: bool = False,
+) -> AffectGPT:
     """Return the model for some layouts, with its language model loaded (raises ValueError when it cannot be)."""
-    return AffectGPT(config, layouts, load_llm(config, dtype), load_tokenizer(config.llama_model))
+    llm = load_llm(config, dtype, gradient_checkpointing)
+    return AffectGPT(config, layouts, llm, load_tokenizer(config.llama_model))
+
+
+def fusion_shapes(config: ModelConfig, layouts: Iterable[Layout], llm_dim: int) -> dict[str, torch.Size]:
+    """Return name -> shape of the weights that the branches and the pre-fusion of some layouts have."""
+    layouts = list(layouts)
+    with torch.device("meta"):  # no memory, no numbers
+        parts = nn.ModuleDict({"branches": nn.ModuleDict(_branches(config, layouts, llm_dim))})
+        if fusion := _pre_fusion(config, _fused_streams(layouts), llm_dim):
+            parts["fusion"] = fusion
+    return {name: weight.shape for name, weight in parts.named_parameters()}
 
 
 def _branches(config: ModelConfig, layouts: list[Layout], llm_dim: int) -> dict[str, Branch]:
@@ -188,7 +222,8 @@ def _pre_fusion(
     dims = {KIND[stream]: config.feature_dim(stream) for stream in fused}
     if not dims:
         return None
+    if config.multi_fusion_type == "attention" or not config.fuse_au:
+        dims.pop("au", None)  # attention reads two streams; AU keeps its own branch
     if config.multi_fusion_type == "qformer":
         return QFormerPreFusion(dims, config.num_multi_query_token, llm_dim, config)
-    dims.pop("au", None)  # attention reads two streams; AU keeps its own branch
     return AttentionPreFusion(dims, config.num_multi_query_token, llm_dim)

@@ -48,10 +48,11 @@ class Positions(nn.Module):
         self.table = nn.Embedding(rows, dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return features [B, T, D] with their positions added."""
+        """Return features [B, T, D] with their positions added; in [B, T, P, D] the P patches of a step share one."""
         length, rows = features.shape[1], self.table.num_embeddings
         steps = torch.arange(length, device=features.device)
-        return features + self.table(steps if length <= rows else steps * rows // length)
+        positions = self.table(steps if length <= rows else steps * rows // length)
+        return features + (positions if features.ndim == 3 else positions.unsqueeze(1))
 
 
 def masked_mean(features: Tensor, mask: Tensor) -> Tensor:
@@ -61,11 +62,17 @@ def masked_mean(features: Tensor, mask: Tensor) -> Tensor:
 
 
 class Branch(nn.Module):
-    """One stream as `queries` tokens: by Q-Former, by a linear score a step without softmax, or by its mean."""
+    """One stream as `queries` tokens.
+
+    qformer: learned queries read it; attention: the sum of its steps, each times a linear score, without
+    softmax; mean: the mean of its steps; token: a step becomes a token.
+    """
 
     def __init__(self, kind: str, fusion_type: str, dim: int, queries: int, llm_dim: int, config: ModelConfig) -> None:
         super().__init__()
-        self.kind, self.fusion_type, self.queries = kind, fusion_type, queries
+        self.fusion_type, self.queries = fusion_type, queries
+        # a single picture stands for itself, as checkpoints trained on stored features have it
+        self.keeps_single = kind == "video" and not config.score_single_picture
         width = dim
         if fusion_type == "qformer":
             self.positions = Positions(POSITIONS[kind], dim)
@@ -76,17 +83,42 @@ class Branch(nn.Module):
         self.proj = nn.Linear(width, llm_dim)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Return tokens [B, Q, E] for features [B, T, D] under a mask [B, T]."""
+        """Return tokens [B, Q, E] for features [B, T, D], or [B, T, P, D] (P patches a picture), under a mask [B, T].
+
+        Q-Former and token read each patch, the others a picture's mean. Raises ValueError where token finds
+        neither one row nor Q.
+        """
         if self.fusion_type == "qformer":
-            return self.proj(self.qformer(self.positions(features), mask))
-        if self.fusion_type == "mean":
-            pooled = masked_mean(features, mask)
-        else:
-            weights = self.score(features).squeeze(-1)
-            if self.kind == "video":  # a single stored picture stands for itself, as released checkpoints expect
-                weights = torch.where(mask.sum(dim=1, keepdim=True) == 1, torch.ones_like(weights), weights)
-            pooled = (weights * mask).unsqueeze(1).matmul(features).squeeze(1)
+            features = self.positions(features)
+        if features.ndim == 4 and self.fusion_type in ("qformer", "token"):
+            mask = mask.repeat_interleave(features.shape[2], dim=1)
+            features = features.flatten(1, 2)
+        elif features.ndim == 4:
+            features = features.mean(dim=2)
+        if self.fusion_type == "qformer":
+            return self.proj(self.qformer(features, mask))
+        if self.fusion_type == "token":
+            return self.proj(self._row_a_token(features, mask))
+        pooled = masked_mean(features, mask) if self.fusion_type == "mean" else self._scored_sum(features, mask)
         return self.proj(pooled).unsqueeze(1).expand(-1, self.queries, -1)
+
+    def _scored_sum(self, features: Tensor, mask: Tensor) -> Tensor:
+        weights = self.score(features).squeeze(-1)
+        if self.keeps_single:
+            weights = torch.where(mask.sum(dim=1, keepdim=True) == 1, torch.ones_like(weights), weights)
+        return (weights * mask).unsqueeze(1).matmul(features).squeeze(1)
+
+    def _row_a_token(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Return [B, Q, D]: a row for each token, a lone row for all of them."""
+        rows = mask.sum(dim=1)
+        lone = rows == 1
+        if not (lone | (rows == self.queries)).all():
+            raise ValueError(
+                f"image features: expected 1 row or num_image_query_token ({self.queries}), found {rows.tolist()}; "
+                "set model.num_image_query_token to the rows, or model.image_fusion_type to mean"
+            )
+        repeated = features[:, :1].expand(-1, self.queries, -1)
+        return repeated if lone.all() else torch.where(lone.view(-1, 1, 1), repeated, features)
 
 
 class QFormerPreFusion(nn.Module):

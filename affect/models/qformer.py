@@ -38,9 +38,12 @@ class QFormer(nn.Module):
 
     def attention_maps(self, features: Tensor, mask: Tensor) -> Tensor:
         """Return what each query looked at: [layers, B, heads, Q, T], rows summing to 1."""
-        return torch.stack(self._read(features, mask, output_attentions=True).cross_attentions)
+        maps = torch.stack(self._read(features, mask, output_attentions=True).cross_attentions)
+        return maps[..., : features.shape[1]]
 
     def _read(self, features: Tensor, mask: Tensor, **options: bool):
+        if features.shape[1] == 0:  # where no clip of a batch has anything to read, the library needs a step still
+            features, mask = nn.functional.pad(features, (0, 0, 0, 1)), nn.functional.pad(mask, (0, 1))
         return self.bert(
             query_embeds=self.query_tokens.expand(len(features), -1, -1),
             encoder_hidden_states=features,

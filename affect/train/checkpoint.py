@@ -1,11 +1,13 @@
 """Checkpoints: a folder with weights (safetensors), the LoRA adapter (PEFT), optimizer, curves and plain JSON.
 
-{run}/checkpoint_{epoch:06d}_loss_{mean loss:.3f}/
+{run}/checkpoint_{epoch:06d}_loss_{mean loss:.3f}/                        after an epoch
+{run}/checkpoint_{epoch:06d}_step_{step:09d}_loss_{mean loss:.3f}/       within the next one, when asked to leave
     fusion.safetensors   branches, pre-fusion and feature statistics
     adapter/             the LoRA adapter, as PEFT reads it
     optimizer.pt         tensors only, read with weights_only
+    scaler.json          scale of float16 gradients, where there is one
     curves.npz           every step's rate and loss so far
-    state.json           epoch, step, mean loss
+    state.json           epoch, step, mean loss, validation loss and the best epoch by it
     config.yaml          the resolved configuration
 A folder is written under another name and renamed when complete, so a half-written one is never read.
 """
@@ -27,12 +29,14 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.amp import GradScaler
 
 from affect.config import Config, parse_config, save_config
 from affect.models.affectgpt import AffectGPT
+from affect.train.sharding import load_whole_optimizer
 from affect.train.visualizer import TrainingVisualizer
 
-_NAME = re.compile(r"checkpoint_(\d{6})_loss_(-?\d+\.\d{3})")
+_NAME = re.compile(r"checkpoint_(\d{6})(_step_\d{9})?_loss_(-?\d+\.\d{3})")
 _PASSING_KEYS = frozenset(
     [
         "check_features",
@@ -42,6 +46,7 @@ _PASSING_KEYS = frozenset(
         "num_workers",
         "output_dir",
         "resume_ckpt_path",
+        "trackers",
         "visualize_training",
     ]
 )
@@ -57,43 +62,68 @@ class TrainState:
     step: int
     """Iterations completed."""
     loss: float
-    """Mean loss of the last epoch."""
-    finished: bool
+    """Mean loss of the last epoch, or so far of the one that was left."""
+    finished: bool = False
+    reason: str = ""
+    """Why the run ended or was left."""
+    val_loss: float | None = None
+    """Loss over run.val_split after the last epoch."""
+    best_epoch: int | None = None
+    best_loss: float | None = None
+    """Epoch of the lowest validation loss so far, and that loss."""
 
 
 def save_checkpoint(
     run_folder: Path,
     model: AffectGPT,
+    weights: tuple[dict[str, Tensor], dict[str, Tensor]],
     optimizer_state: dict[str, Any],
+    scaler: GradScaler | None,
     curves: TrainingVisualizer,
     state: TrainState,
     config: Config,
 ) -> Path:
-    """Write a checkpoint whole or not at all, drop all but the last `run.keep_checkpoints`, return its folder."""
-    folder = run_folder / f"checkpoint_{state.epoch:06d}_loss_{state.loss:.3f}"
+    """Write a checkpoint whole or not at all, drop those that are no longer wanted, return its folder.
+
+    weights: whole state of everything but the language model, and of the adapter. Kept are the last
+    `run.keep_checkpoints`, the best one by validation loss, and one within an epoch until that epoch ends.
+    """
+    inside = state.step > state.epoch * config.run.iters_per_epoch
+    stem = f"checkpoint_{state.epoch:06d}" + (f"_step_{state.step:09d}" if inside else "")
+    folder = run_folder / f"{stem}_loss_{state.loss:.3f}"
     temporary = run_folder / f".{folder.name}.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    fusion = {name: value.detach().cpu().contiguous() for name, value in model.fusion_state().items()}
+    fusion, adapter = weights
     save_file(fusion, temporary / "fusion.safetensors")
-    model.llm.save_pretrained(temporary / "adapter")
+    model.llm.save_pretrained(temporary / "adapter", state_dict=adapter)
     torch.save(optimizer_state, temporary / "optimizer.pt")
+    if scaler is not None:
+        (temporary / "scaler.json").write_text(json.dumps(scaler.state_dict()))
     curves.save_data(temporary / "curves.npz")
     save_config(config, temporary / "config.yaml")
     (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
-    for other in run_folder.glob(f"checkpoint_{state.epoch:06d}_loss_*"):
+    for other in run_folder.glob(f"{stem}_loss_*"):
         shutil.rmtree(other)
     temporary.rename(folder)
-    for old in list_checkpoints(run_folder)[: -config.run.keep_checkpoints]:
-        shutil.rmtree(old)
+    _drop_old(run_folder, folder, state, config.run.keep_checkpoints)
     return folder
 
 
-def list_checkpoints(run_folder: Path) -> list[Path]:
-    """Return the checkpoint folders of a run, oldest first."""
+def _drop_old(run_folder: Path, newest: Path, state: TrainState, kept: int) -> None:
+    whole = list_checkpoints(run_folder, whole_epochs=True)
+    best = [path for path in whole if int(_NAME.fullmatch(path.name)[1]) == state.best_epoch]
+    for path in list_checkpoints(run_folder):
+        if path not in (*whole[-kept:], *best, newest):
+            shutil.rmtree(path)
+
+
+def list_checkpoints(run_folder: Path, whole_epochs: bool = False) -> list[Path]:
+    """Return the checkpoint folders of a run, oldest first; with `whole_epochs`, none that was left within one."""
     if not run_folder.is_dir():
         return []
-    return sorted(path for path in run_folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+    matches = ((_NAME.fullmatch(path.name), path) for path in run_folder.iterdir() if path.is_dir())
+    return sorted(path for match, path in matches if match and not (whole_epochs and match[2]))
 
 
 def find_checkpoint(root: str | Path, name: str | None = None, epoch: int | None = None) -> Path:
@@ -111,10 +141,11 @@ def find_checkpoint(root: str | Path, name: str | None = None, epoch: int | None
         raise ValueError(f"{root}: expected a checkpoint folder, a run or a folder of runs; found no checkpoint there")
     if epoch is None:
         return checkpoints[-1]
-    for checkpoint in checkpoints:
-        if read_state(checkpoint).epoch == epoch:
-            return checkpoint
-    epochs = ", ".join(str(read_state(checkpoint).epoch) for checkpoint in checkpoints)
+    whole = list_checkpoints(checkpoints[0].parent, whole_epochs=True)
+    by_epoch = {read_state(checkpoint).epoch: checkpoint for checkpoint in whole}
+    if epoch in by_epoch:
+        return by_epoch[epoch]
+    epochs = ", ".join(map(str, by_epoch)) or "none that was completed"
     raise ValueError(f"{checkpoints[0].parent}: expected a checkpoint of epoch {epoch}, found epochs {epochs}")
 
 
@@ -153,13 +184,20 @@ def load_weights(checkpoint: Path, model: AffectGPT) -> None:
     set_peft_model_state_dict(model.llm, adapter)
 
 
-def load_optimizer(checkpoint: Path) -> dict[str, Any]:
-    """Return the optimizer state of a checkpoint, on the CPU."""
+def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, scaler: GradScaler | None) -> None:
+    """Give optimizer and scaler the state of a checkpoint (raises ValueError when it cannot be read)."""
     path = checkpoint / "optimizer.pt"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
         raise ValueError(f"{path}: expected the optimizer's state, but it cannot be read ({error})") from None
+    load_whole_optimizer(optimizer, state)
+    path = checkpoint / "scaler.json"
+    if scaler is not None and path.is_file():  # a run may have begun without float16, on another machine
+        try:
+            scaler.load_state_dict(json.loads(path.read_text()))
+        except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: expected the state of a gradient scaler ({error})") from None
 
 
 def run_folder(config: Config, cfg_path: str | Path) -> tuple[Path, Path | None]:

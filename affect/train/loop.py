@@ -2,36 +2,59 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import resource
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from affect.config import Config
+from affect.config import Config, RunConfig
 from affect.data.collate import Collator
 from affect.data.dataset import ClipDataset, TrainingSamples
 from affect.data.sampling import StepBatches
 from affect.models.affectgpt import AffectGPT
+from affect.models.llm import decoder
 from affect.schema import Batch
 from affect.train.checkpoint import TrainState, load_optimizer, load_weights, read_state, save_checkpoint
+from affect.train.launch import start_trackers
+from affect.train.lengths import text_lengths
 from affect.train.schedule import learning_rate
+from affect.train.sharding import prepare_sharding, whole_optimizer, whole_weights
+from affect.train.step import StepReport, total_tokens, training_step
+from affect.train.stop import StopRequest, ignore_sigterm
+from affect.train.validation import Validation, open_validation
 from affect.train.visualizer import TrainingVisualizer
 
 logger = logging.getLogger(__name__)
 
 STATISTICS_CLIPS = 2000
 """Clips that feature means and deviations are taken from, at most."""
+
+
+@dataclass
+class Run:
+    """Everything that one run's epochs share."""
+
+    config: Config
+    model: AffectGPT
+    wrapped: torch.nn.Module
+    """The model as accelerate wrapped it: the one to call."""
+    optimizer: torch.optim.Optimizer
+    batches: Iterator[Batch]
+    validation: Validation | None
+    curves: TrainingVisualizer
+    folder: Path
+    accelerator: Accelerator
+    stop: StopRequest
 
 
 def train(
@@ -41,40 +64,201 @@ def train(
     folder: Path,
     checkpoint: Path | None,
     accelerator: Accelerator,
+    held_out: TrainingSamples | None = None,
 ) -> TrainState:
     """Train to the end of the run, writing curves and a checkpoint into `folder` every epoch.
 
-    checkpoint: where to go on from. Returns the last state; raises FloatingPointError naming the
-    clips of a batch whose loss is not finite.
+    checkpoint: where to go on from; held_out: the validation split. Returns the last state, not
+    `finished` when SIGTERM came: then a checkpoint of that very step was written. Raises
+    FloatingPointError naming the clips of a batch whose loss is not finite.
     """
-    run = config.run
+    settings = config.run
     if not model.trainable():
         raise ValueError("nothing is trainable: the layout has no stream, and model.frozen_llm is True; change either")
-    optimizer = torch.optim.AdamW(
-        _decay_groups(model, run.weight_decay), lr=run.init_lr, betas=(0.9, run.adam_beta2), fused=True
-    )
-    visualizer = TrainingVisualizer(folder / "training_curves", run.visualize_training)
-    state = TrainState(epoch=0, step=0, loss=math.nan, finished=False)
+    optimizer = build_optimizer(model, settings)
+    curves = TrainingVisualizer(folder / "training_curves", settings.visualize_training)
+    state = TrainState(epoch=0, step=0, loss=math.nan)
     if checkpoint:
-        state = read_state(checkpoint)
+        state = _start_of(read_state(checkpoint), settings.iters_per_epoch)
         load_weights(checkpoint, model)
-        optimizer.load_state_dict(load_optimizer(checkpoint))
-        visualizer.load_data(checkpoint / "curves.npz")
+        curves.load_data(checkpoint / "curves.npz")
         logger.info("going on from %s (epoch %d, step %d)", checkpoint, state.epoch, state.step)
     elif config.model.standardize_features and not config.model.ckpt:  # its statistics came with the weights
-        fit_feature_norms(model, samples.datasets, run.seed)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    batches = iter(_loader(config, model, samples, state.step, accelerator))
-    for epoch in range(state.epoch, run.max_epoch):
-        loss = _train_epoch(config, wrapped, optimizer, batches, epoch, visualizer, accelerator)
-        state = TrainState(epoch + 1, (epoch + 1) * run.iters_per_epoch, loss, finished=epoch + 1 == run.max_epoch)
-        if accelerator.is_main_process:
-            visualizer.end_epoch(state.epoch, last=state.finished)
-            visualizer.print_statistics()
-            path = save_checkpoint(folder, model, optimizer.state_dict(), visualizer, state, config)
-            logger.info("epoch %d done, mean loss %.4f, checkpoint %s", state.epoch, loss, path)
-        accelerator.wait_for_everyone()
+        fit_feature_norms(model, samples.datasets, settings.seed)
+    wrapped, optimizer = prepare(settings, model, optimizer, accelerator)
+    if checkpoint:
+        load_optimizer(checkpoint, optimizer, accelerator.scaler)
+    batches = iter(training_loader(config, model, samples, state.step, accelerator))
+    validation = open_validation(config, model, held_out, accelerator) if held_out else None
+    start_trackers(accelerator, config, folder)
+    with StopRequest() as stop:
+        run = Run(config, model, wrapped, optimizer, batches, validation, curves, folder, accelerator, stop)
+        while state.epoch < settings.max_epoch and not state.reason:
+            state = _epoch(run, state)
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return state
+
+
+def prepare(
+    settings: RunConfig, model: AffectGPT, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """Return model and optimizer ready for the configured processes and speed; the model is also changed in place."""
+    if settings.compile:
+        decoder(model.llm).compile(dynamic=True)
+    if accelerator.is_fsdp2:
+        prepare_sharding(model, accelerator.state.fsdp_plugin)
+    return accelerator.prepare(model, optimizer)
+
+
+def _start_of(state: TrainState, iterations: int) -> TrainState:
+    """Return where to go on: within an epoch, or at its start if the checkpoint counted other epochs."""
+    begin = state.epoch * iterations
+    step = state.step if begin <= state.step <= begin + iterations else begin
+    return replace(state, step=step, finished=False, reason="")
+
+
+def _epoch(run: Run, state: TrainState) -> TrainState:
+    """Run what is left of an epoch, validate, write curves and checkpoint; return the state then."""
+    settings, epoch = run.config.run, state.epoch + 1
+    step, stopping = _iterations(run, state.epoch, state.step)
+    mean = run.curves.epoch_mean(run.curves.losses, epoch)
+    val_loss = None
+    if run.validation and not stopping:
+        val_loss = run.validation.loss(run.wrapped, run.accelerator, run.stop)
+        stopping = val_loss is None
+    if stopping:
+        state = replace(state, step=step, loss=mean, reason="SIGTERM")
+        path = _save(run, state)
+        logger.info("asked to stop: step %d is done, mean loss %.4f so far, checkpoint %s", step, mean, path)
+        return state
+    state = _after_epoch(run, TrainState(epoch, step, mean, val_loss=val_loss), state)
+    if run.accelerator.is_main_process:
+        if val_loss is not None:
+            run.curves.record_validation(epoch, val_loss)
+        run.curves.end_epoch(epoch, last=state.finished)
+        run.curves.print_statistics()
+    path = _save(run, state)
+    validated = "" if val_loss is None else f", validation loss {val_loss:.4f} (best: epoch {state.best_epoch})"
+    padding = run.curves.epoch_mean(run.curves.paddings, epoch)
+    logger.info(
+        "epoch %d done, mean loss %.4f%s, padding %.1f %%, checkpoint %s", epoch, mean, validated, 100 * padding, path
+    )
+    values = {"epoch_loss": mean, "epoch_padding": padding} | ({} if val_loss is None else {"val_loss": val_loss})
+    run.accelerator.log(values, step=step)
+    if state.finished and epoch < settings.max_epoch:
+        logger.info("training ends: %s", state.reason)
+    return state
+
+
+def _after_epoch(run: Run, new: TrainState, before: TrainState) -> TrainState:
+    """Return the state after an epoch with the best one so far, and with why the run ends if it does."""
+    settings = run.config.run
+    best_epoch, best_loss = before.best_epoch, before.best_loss
+    if new.val_loss is not None and (best_loss is None or new.val_loss < best_loss):
+        best_epoch, best_loss = new.epoch, new.val_loss
+    reason = ""
+    if new.epoch == settings.max_epoch:
+        reason = "all epochs are done"
+    elif settings.early_stop and best_epoch is not None and new.epoch - best_epoch >= settings.early_stop:
+        reason = f"no better validation loss than that of epoch {best_epoch} in {settings.early_stop} epochs"
+    return replace(new, best_epoch=best_epoch, best_loss=best_loss, reason=reason, finished=bool(reason))
+
+
+def _save(run: Run, state: TrainState) -> Path | None:
+    """Write a checkpoint; every process takes part, the main one writes and returns the folder."""
+    weights, optimizer = whole_weights(run.model), whole_optimizer(run.optimizer)
+    path = None
+    if run.accelerator.is_main_process:
+        scaler = run.accelerator.scaler
+        path = save_checkpoint(run.folder, run.model, weights, optimizer, scaler, run.curves, state, run.config)
+    run.accelerator.wait_for_everyone()
+    return path
+
+
+def _iterations(run: Run, epoch: int, step: int) -> tuple[int, bool]:
+    """Run an epoch's iterations from `step` on; return the next step, and whether it was asked to stop before it."""
+    settings, accelerator = run.config.run, run.accelerator
+    run.wrapped.train()
+    run.optimizer.zero_grad()
+    clock = _Clock()
+    end, first, stopping = (epoch + 1) * settings.iters_per_epoch, step, False
+    while step < end and not stopping:
+        window = []
+        for _ in range(min(settings.gradient_accumulation_steps, end - step)):
+            with clock:
+                window.append(next(run.batches))
+        totals = total_tokens(window, accelerator)
+        for number, batch in enumerate(window):
+            rate = learning_rate(step, settings)
+            for group in run.optimizer.param_groups:
+                group["lr"] = rate
+            # dropout, too, is a function of the step, so that a resumed run draws the same
+            seeds = np.random.SeedSequence((settings.seed, step, accelerator.process_index))
+            torch.manual_seed(int(seeds.generate_state(1)[0]))
+            report = training_step(
+                run.wrapped,
+                run.optimizer,
+                batch,
+                accelerator,
+                (totals[number], totals.sum()),
+                moves=number + 1 == len(window),
+                max_grad_norm=settings.max_grad_norm,
+                stop=run.stop,
+            )
+            if not math.isfinite(report.loss):
+                raise _not_finite(step, report, batch)
+            run.curves.record(step, rate, report.loss, epoch + 1, report.padding)
+            stopping |= report.stop
+            step += 1
+            if (step - 1) % settings.iters_per_epoch % settings.log_every == 0 or step == end:
+                _log(run, epoch, step, rate, report, clock, step - first)
+    return step, stopping
+
+
+class _Clock:
+    """Time since its making, and how much of it was spent within `with`."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.waited = 0.0
+
+    def __enter__(self) -> None:
+        self._asked = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        self.waited += time.monotonic() - self._asked
+
+
+def _not_finite(step: int, report: StepReport, batch: Batch) -> FloatingPointError:
+    """Return the error that names the clips behind a loss; every process comes here together."""
+    mine = [] if report.own_loss.isfinite() else batch.names
+    names = gather_object(mine) or batch.names
+    return FloatingPointError(
+        f"step {step}: the loss is {report.loss} on clips {', '.join(names)}; "
+        "look at their features or lower run.init_lr; the last checkpoint is kept"
+    )
+
+
+def _log(run: Run, epoch: int, step: int, rate: float, report: StepReport, clock: _Clock, count: int) -> None:
+    """Write one line about a step and tell the trackers; times are means over this epoch's steps so far."""
+    iterations = run.config.run.iters_per_epoch
+    iteration = step - 1 - epoch * iterations
+    each = (time.monotonic() - clock.start) / count
+    logger.info(
+        "Train: data epoch: [%d]  [%*d/%d]  eta: %s  lr: %.8f  loss: %.8f  time: %.3f  data: %.3f  max mem: %.0f MiB",
+        epoch + 1,
+        len(str(iterations)),
+        iteration,
+        iterations,
+        timedelta(seconds=int(each * (iterations - iteration - 1))),
+        rate,
+        report.loss,
+        each,
+        clock.waited / count,
+        _peak_memory(run.accelerator.device),
+    )
+    run.accelerator.log({"loss": report.loss, "lr": rate, "padding": report.padding}, step=step)
 
 
 def fit_feature_norms(model: AffectGPT, datasets: list[ClipDataset], seed: int) -> None:
@@ -93,130 +277,40 @@ def fit_feature_norms(model: AffectGPT, datasets: list[ClipDataset], seed: int) 
             norm.fit(torch.from_numpy(together))
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return a batch with its tensors on `device`."""
-    moved = {}
-    for field in dataclasses.fields(batch):
-        value = getattr(batch, field.name)
-        if isinstance(value, Tensor):
-            moved[field.name] = value.to(device, non_blocking=True)
-        elif isinstance(value, dict):
-            moved[field.name] = {stream: tensor.to(device, non_blocking=True) for stream, tensor in value.items()}
-    return dataclasses.replace(batch, **moved)
-
-
-def _decay_groups(model: AffectGPT, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay is for matrices; biases and norms do without it."""
+def build_optimizer(model: AffectGPT, settings: RunConfig) -> torch.optim.Optimizer:
+    """Return AdamW over what is trainable; weight decay is for matrices, biases and norms do without it."""
     weights = list(model.trainable().values())
-    return [
-        {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": weight_decay},
+    groups = [
+        {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
     ]
+    return torch.optim.AdamW(groups, lr=settings.init_lr, betas=(0.9, settings.adam_beta2), fused=True)
 
 
-def _loader(
+def training_loader(
     config: Config, model: AffectGPT, samples: TrainingSamples, first_step: int, accelerator: Accelerator
 ) -> DataLoader:
-    run = config.run
+    """Return this process's batches from step `first_step` to the end of the run."""
+    settings = config.run
     sampler = StepBatches(
         size=len(samples),
-        batch_size=run.batch_size_train,
-        seed=run.seed,
+        batch_size=settings.batch_size_train,
+        seed=settings.seed,
         first=first_step,
-        last=run.total_steps,
+        last=settings.total_steps,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        lengths=text_lengths(samples) if settings.bucket_by_length else None,
     )
     return DataLoader(
         samples,
         batch_sampler=sampler,
-        num_workers=run.num_workers,
+        num_workers=settings.num_workers,
         collate_fn=Collator(model.tokenizer, config.model.max_length),
         pin_memory=accelerator.device.type == "cuda",
-        persistent_workers=run.num_workers > 0,
+        worker_init_fn=ignore_sigterm,
+        prefetch_factor=4 if settings.num_workers else None,
     )
-
-
-def _train_epoch(
-    config: Config,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterator[Batch],
-    epoch: int,
-    visualizer: TrainingVisualizer,
-    accelerator: Accelerator,
-) -> float:
-    """Run one epoch's iterations and return their mean loss."""
-    run = config.run
-    model.train()
-    optimizer.zero_grad()
-    losses: list[float] = []
-    start = time.monotonic()
-    for iteration in range(run.iters_per_epoch):
-        step = epoch * run.iters_per_epoch + iteration
-        asked = time.monotonic()
-        batch = to_device(next(batches), accelerator.device)
-        data_time = time.monotonic() - asked
-        rate = learning_rate(step, run)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        # dropout, too, is a function of the step, so that a resumed run draws the same
-        torch.manual_seed(int(np.random.SeedSequence((run.seed, step, accelerator.process_index)).generate_state(1)[0]))
-        loss = _iteration(config, model, optimizer, batch, iteration, accelerator)
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"step {step}: the loss is {loss} on clips {', '.join(batch.names)}; "
-                "look at their features or lower run.init_lr; the last checkpoint is kept"
-            )
-        losses.append(loss)
-        visualizer.record(step, rate, loss, epoch + 1)
-        last = iteration + 1 == run.iters_per_epoch
-        if accelerator.is_main_process and (iteration % run.log_every == 0 or last):
-            elapsed = time.monotonic() - start
-            left = timedelta(seconds=int(elapsed / (iteration + 1) * (run.iters_per_epoch - iteration - 1)))
-            logger.info(
-                "Train: data epoch: [%d]  [%*d/%d]  eta: %s  lr: %.8f  loss: %.8f  "
-                "time: %.3f  data: %.3f  max mem: %.0f MiB",
-                epoch + 1,
-                len(str(run.iters_per_epoch)),
-                iteration,
-                run.iters_per_epoch,
-                left,
-                rate,
-                loss,
-                elapsed / (iteration + 1),
-                data_time,
-                _peak_memory(accelerator.device),
-            )
-    return float(np.mean(losses))
-
-
-def _iteration(
-    config: Config,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    iteration: int,
-    accelerator: Accelerator,
-) -> float:
-    """Add one batch's gradient, step when enough are gathered, and return the loss over all processes."""
-    run = config.run
-    steps = run.gradient_accumulation_steps
-    moves = (iteration + 1) % steps == 0 or iteration + 1 == run.iters_per_epoch
-    if moves:
-        loss = model(batch)
-        accelerator.backward(loss / steps)
-    else:
-        with accelerator.no_sync(model):
-            loss = model(batch)
-            accelerator.backward(loss / steps)
-    mean = accelerator.reduce(loss.detach(), reduction="mean").item()
-    if moves and math.isfinite(mean):
-        if run.max_grad_norm is not None:
-            accelerator.clip_grad_norm_(model.parameters(), run.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-    return mean
 
 
 def _peak_memory(device: torch.device) -> float:

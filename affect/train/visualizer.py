@@ -16,10 +16,12 @@ SMOOTHING = 100
 """Steps of the running mean over the loss."""
 HD_EVERY = 5
 """Epochs between high-resolution pictures."""
+_BY_STEP = ("steps", "lrs", "losses", "epochs", "paddings")
+_BY_EPOCH = ("val_epochs", "val_losses")
 
 
 class TrainingVisualizer:
-    """Collects step, rate and loss; draws them at the end of each epoch."""
+    """Collects step, rate, loss and padding, and the validation loss; draws them at the end of each epoch."""
 
     def __init__(self, output_dir: str | Path, enabled: bool = True) -> None:
         """`output_dir` is the folder for pictures; nothing is written when not `enabled`."""
@@ -28,13 +30,26 @@ class TrainingVisualizer:
         self.lrs: list[float] = []
         self.losses: list[float] = []
         self.epochs: list[int] = []
+        self.paddings: list[float] = []
+        self.val_epochs: list[int] = []
+        self.val_losses: list[float] = []
 
-    def record(self, step: int, lr: float, loss: float, epoch: int) -> None:
-        """Note one iteration; epochs count from 1."""
+    def record(self, step: int, lr: float, loss: float, epoch: int, padding: float = 0.0) -> None:
+        """Note one iteration; epochs count from 1, padding is the share of the batch that is padding."""
         self.steps.append(step)
         self.lrs.append(lr)
         self.losses.append(loss)
         self.epochs.append(epoch)
+        self.paddings.append(padding)
+
+    def record_validation(self, epoch: int, loss: float) -> None:
+        """Note the loss over the validation split after an epoch."""
+        self.val_epochs.append(epoch)
+        self.val_losses.append(loss)
+
+    def epoch_mean(self, values: list[float], epoch: int) -> float:
+        """Return the mean over one epoch's iterations of `losses` or `paddings`."""
+        return float(np.mean([value for value, number in zip(values, self.epochs, strict=True) if number == epoch]))
 
     def end_epoch(self, epoch: int, last: bool = False) -> None:
         """Write picture and numbers of an epoch, a 300 dpi picture every fifth epoch and at the end."""
@@ -59,8 +74,11 @@ class TrainingVisualizer:
         by_step.set(title="Loss by step", xlabel="step", ylabel="loss")
         by_step.legend()
         epochs, means, deviations = self.by_epoch()
-        by_epoch.errorbar(epochs, means, deviations, marker="o", capsize=4, color="tab:green")
+        by_epoch.errorbar(epochs, means, deviations, marker="o", capsize=4, color="tab:green", label="training")
+        if self.val_epochs:
+            by_epoch.plot(self.val_epochs, self.val_losses, marker="s", color="tab:orange", label="validation")
         by_epoch.set(title="Loss by epoch, mean and deviation", xlabel="epoch", ylabel="loss")
+        by_epoch.legend()
         by_epoch.xaxis.get_major_locator().set_params(integer=True)
         for axes in figure.axes:
             axes.grid(alpha=0.3)
@@ -89,6 +107,7 @@ class TrainingVisualizer:
             ("Best loss", f"{self.losses[best]:.6f} (step {self.steps[best]})"),
             ("Max learning rate", f"{max(self.lrs):.2e}"),
             ("Min learning rate", f"{min(self.lrs):.2e}"),
+            ("Padding, this epoch", f"{self.epoch_mean(self.paddings, self.epochs[-1]):.1%}"),
         ):
             table.add_row(name, value)
         return table
@@ -98,18 +117,19 @@ class TrainingVisualizer:
         Console().print(self.statistics())
 
     def save_data(self, path: Path) -> None:
-        """Write steps, lrs, losses and epochs as arrays."""
+        """Write every list of numbers as an array."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, steps=self.steps, lrs=self.lrs, losses=self.losses, epochs=self.epochs)
+        np.savez(path, **{key: getattr(self, key) for key in _BY_STEP + _BY_EPOCH})
 
     def load_data(self, path: str | Path) -> None:
         """Take the numbers of a file that `save_data` wrote (raises ValueError when it is none)."""
         try:
             with np.load(path, allow_pickle=False) as data:
-                arrays = [data[key].tolist() for key in ("steps", "lrs", "losses", "epochs")]
+                arrays = {key: data[key].tolist() for key in _BY_STEP + _BY_EPOCH}
         except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}: expected arrays steps, lrs, losses and epochs ({error})") from None
-        self.steps, self.lrs, self.losses, self.epochs = arrays
+            raise ValueError(f"{path}: expected arrays {', '.join(_BY_STEP + _BY_EPOCH)} ({error})") from None
+        for key, values in arrays.items():
+            setattr(self, key, values)
 
 
 def smoothed(values: list[float], window: int = SMOOTHING) -> np.ndarray:

@@ -3,6 +3,8 @@ import pytest
 import torch
 
 from affect.data.collate import IGNORED, Collator, pad_features
+from affect.data.dataset import make_sample
+from affect.data.prompts import load_prompts
 from affect.models.llm import load_tokenizer
 from affect.schema import Clip, Modality, Sample
 
@@ -39,6 +41,57 @@ def test_features_are_padded_under_a_mask():
     assert (features[Modality.AU][~masks[Modality.AU]] == 0).all()
 
 
-def test_a_prompt_that_is_too_long_names_its_clip(tokenizer):
-    with pytest.raises(ValueError, match="clip 'the person feels': expected a prompt of at most 2 tokens"):
-        Collator(tokenizer, 2)([sample("the person feels", "x")])
+@pytest.fixture(scope="module")
+def book():
+    return load_prompts()
+
+
+def asked(book, subtitle, rows=3):
+    """A clip with its words, sound and face, as a training sample."""
+    features = {stream: np.ones((rows, 2), np.float32) for stream in (Modality.AUDIO, Modality.FACE)}
+    clip = Clip("c", "toy", subtitle=subtitle, labels=("sad",))
+    tokens = dict.fromkeys(Modality, 3)
+    return make_sample(clip, features, "multiface_audio_face_text", book, "ovlabel", tokens, "sad.")
+
+
+@pytest.mark.parametrize("words", ["the person feels happy " * 30, "我很难过，没有关系。" * 20, "🙂🙃" * 40, "a" * 300])
+def test_a_long_prompt_loses_the_end_of_its_subtitle_only(tokenizer, book, words):
+    whole, empty = (Collator(tokenizer, 10_000).prompt_ids(asked(book, text)) for text in (words, "x"))
+    for limit in range(len(empty) + 5, len(empty) + 25):
+        ids = Collator(tokenizer, limit).prompt_ids(asked(book, words))
+        text = tokenizer.decode(ids)
+        before, after = tokenizer.decode(empty).rsplit("x", 1)
+        assert text.startswith(before)
+        assert text.endswith(after)
+        kept = text.removeprefix(before).removesuffix(after)
+        assert words.startswith(kept)  # no half of a letter
+        assert limit - 4 < len(ids) <= limit < len(whole)
+
+
+def test_a_prompt_is_cut_to_the_token(tokenizer, book):
+    sample = asked(book, "the person feels happy " * 30)
+    whole = Collator(tokenizer, 10_000).prompt_ids(sample)
+    limit = len(whole) - 7
+    batch = Collator(tokenizer, limit)([sample])
+    labelled = batch.labels[0] != IGNORED
+    prompt = batch.input_ids[0][~labelled][1:]  # without the token that begins the text
+    assert len(prompt) == limit
+    assert tokenizer.decode(batch.input_ids[0][labelled]) == "sad." + tokenizer.eos_token
+    for token in ("<AudioHere>", "<FaceHere>", "<MultiHere>"):
+        assert (prompt == tokenizer.convert_tokens_to_ids(token)).sum() == 3
+
+
+def test_a_prompt_that_fits_is_left_alone(tokenizer, book):
+    sample = asked(book, "the person feels happy")
+    ids = tokenizer(sample.prompt, add_special_tokens=False).input_ids
+    assert Collator(tokenizer, len(ids)).prompt_ids(sample) == ids
+
+
+def test_a_question_that_does_not_fit_names_its_clip(tokenizer, book):
+    with pytest.raises(ValueError, match=r"clip 'c': expected a prompt of at most 20 tokens, found \d+ without its"):
+        Collator(tokenizer, 20)([asked(book, "the person feels happy " * 30)])
+
+
+def test_a_long_answer_is_cut(tokenizer):
+    batch = Collator(tokenizer, 4)([sample("a", "happy " * 20)])
+    assert (batch.labels[0] != IGNORED).sum() == 5  # and its end

@@ -1,9 +1,12 @@
 import numpy as np
+import pandas as pd
 import pytest
 
+from affect.data.collate import Collator
 from affect.data.dataset import TrainingSamples, open_datasets, query_tokens
-from affect.data.prompts import load_prompts
+from affect.data.prompts import NEEDS, load_prompts
 from affect.data.sampling import Draw
+from affect.models.llm import load_tokenizer
 from affect.schema import Modality
 from affect.store import FeatureError
 
@@ -17,6 +20,77 @@ def test_a_sample_is_a_function_of_seed_cycle_and_clip(tiny_world):
     assert (first.prompt, first.answer) == (again.prompt, again.answer)
     texts = {samples(tiny_world)[Draw(2, cycle)].prompt for cycle in range(20)}
     assert len(texts) > 1  # both questions are asked and streams are dropped
+
+
+def test_a_hybrid_asks_both_questions_half_and_half(tiny_world):
+    data, book = samples(tiny_world), load_prompts()
+    asked = [book.question("ovlabel") in data[Draw(i, cycle)].prompt for i in range(8) for cycle in range(50)]
+    assert 0.4 < np.mean(asked) < 0.6
+
+
+def relabelled(config, **columns):
+    """The samples of the tiny world with other columns in its table."""
+    section = config.datasets["toy"]
+    rows = pd.read_csv(section.csv_path)
+    rows.drop(columns=[name for name, cells in columns.items() if cells is None]).assign(
+        **{name: cells for name, cells in columns.items() if cells is not None}
+    ).to_csv(section.csv_path, index=False)
+    return samples(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns", "message"),
+    [
+        (
+            {},
+            {"reason": None},
+            r"data set toy: description needs the clips' description; .*clips\.csv: expected a column 'r",
+        ),
+        (
+            {"label_type": "ovlabel"},
+            {"openset": None},
+            r"found name, subtitle, reason, split; name it in .*label_column",
+        ),
+        ({"label_type": "ovlabel"}, {"openset": "[]"}, "clip 'c0' of toy has no ovlabel.*\n(.*\n){4}… and 3 more"),
+        ({"label_type": "onehot_w_candidates"}, {}, "data set toy: .*list them in candidate_labels"),
+        (
+            {"label_type": "onehot_w_candidates", "candidate_labels": ["happy", "calm"]},
+            {},
+            "clip 'c1' of toy has the label 'sad': expected one of happy, calm",
+        ),
+        ({"label_type": "valence"}, {"valence": 0.5}, "data set toy: valence: .* set valence_range"),
+        (
+            {"label_type": "valence", "valence_range": (-1.0, 1.0)},
+            {"valence": 2},
+            r"clip 'c0' of toy has the valence 2.0: expected -1.0 to 1.0",
+        ),
+        ({"label_type": "sentiment"}, {}, "sentiment needs the clips' valence; .*expected a column 'valence'"),
+    ],
+)
+def test_what_training_would_ask_for_and_nobody_knows_is_said_before(tiny_world, settings, columns, message):
+    for key, value in settings.items():
+        setattr(tiny_world.datasets["toy"], key, value)
+    with pytest.raises(ValueError, match=message):
+        relabelled(tiny_world, **columns).check_answers()
+
+
+def test_own_tables_may_ask_any_question(tiny_world):
+    section, book = tiny_world.datasets["toy"], load_prompts()
+    section.candidate_labels, section.valence_range = ["happy", "sad"], (-3.0, 3.0)
+    for kind in NEEDS:
+        section.label_type = kind
+        data = relabelled(tiny_world, valence=-1.5)
+        data.check_answers()
+        sample = data[Draw(1, 0)]
+        assert book.question(kind, data.datasets[0].choices) in sample.prompt
+        assert sample.answer == book.answer(kind, sample.clip)
+
+
+def test_prompts_that_cannot_fit_are_found_before_training(tiny_world, tiny_llm):
+    data, tokenizer = samples(tiny_world), load_tokenizer(str(tiny_llm))
+    data.check_prompts(Collator(tokenizer, 1000))
+    with pytest.raises(ValueError, match="expected a prompt of at most 30 tokens"):
+        data.check_prompts(Collator(tokenizer, 30))
 
 
 def test_dropout_never_empties_a_sample(tiny_world):
@@ -36,7 +110,7 @@ def test_missing_features_are_found_before_training(tiny_world):
     dataset = open_datasets(tiny_world, "train")[0]
     for name in ("c1", "c5"):
         dataset.store.path(dataset.specs[Modality.AUDIO], name).unlink()
-    with pytest.raises(FeatureError, match=r"no audio features of clip 'c1' and of 1 more clips.*extract_features"):
+    with pytest.raises(FeatureError, match=r"clip 'c1' has no audio features.*extract_features.*1 more clips"):
         open_datasets(tiny_world, "train")
 
 

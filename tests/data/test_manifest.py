@@ -1,7 +1,7 @@
 import pytest
 
 from affect.config import DatasetConfig
-from affect.data.manifest import parse_labels, read_clips, read_table
+from affect.data.manifest import parse_labels, read_clips, read_manifest, read_table
 
 
 def table(tmp_path, text, encoding="utf-8"):
@@ -27,10 +27,30 @@ def test_label_cells_of_every_form_are_read(cell, words):
 
 
 def test_clips_carry_what_the_table_says(tmp_path):
-    config = table(tmp_path, 'name,subtitle,openset,reason,split\na,"Hi, you","[\'sad\']",Because.,train\nb,,,,test\n')
+    rows = 'a,"Hi, you","[\'sad\']",Because.,-0.5,train\nb,,,,,test\n'
+    config = table(tmp_path, "name,subtitle,openset,reason,valence,split\n" + rows)
     (clip,) = read_clips("toy", config, "train")
     assert (clip.name, clip.subtitle, clip.labels, clip.description) == ("a", "Hi, you", ("sad",), "Because.")
+    assert clip.valence == -0.5
+    assert read_clips("toy", config, "test")[0].valence is None
     assert len(read_clips("toy", config)) == 2
+    assert read_manifest("toy", config).lacking == {}
+
+
+def test_columns_that_are_not_there_are_remembered(tmp_path):
+    lacking = read_manifest("toy", table(tmp_path, "name,mood\na,sad\n"), "train").lacking
+    assert set(lacking) == {"labels", "description", "valence"}
+    assert (
+        "clips.csv: expected a column 'openset', found name, mood; name it in datasets.toy.label_column"
+        in (lacking["labels"])
+    )
+
+
+def test_a_table_without_splits_is_training_and_test_data_alone(tmp_path):
+    config = table(tmp_path, "name\na\n")
+    assert read_clips("toy", config, "train") == read_clips("toy", config, "test")
+    with pytest.raises(ValueError, match=r"expected clips of split 'val', found no column 'split'.* train and test"):
+        read_clips("toy", config, "val")
 
 
 @pytest.mark.parametrize(
@@ -40,7 +60,10 @@ def test_clips_carry_what_the_table_says(tmp_path):
         ("name\na\na\n", "expected each clip once"),
         ("name\n../up\n", "cannot be used as a file name"),
         ("", "expected a table with a header"),
-        ("name,split\na,train\n", "expected clips of split 'test', found none"),
+        ("name,split\na,train\nb,val\n", r"clips of split 'test', found none; it has 'train' \(1\), 'val' \(1\)"),
+        ("name,split\n", "expected clips of split 'test', found none; it has no rows at all"),
+        ("name\n", "expected one row a clip, found none"),
+        ("name,valence\na,good\n", "clip 'a' has the valence 'good': expected a number"),
     ],
 )
 def test_bad_tables_are_refused(tmp_path, text, message):
@@ -49,7 +72,7 @@ def test_bad_tables_are_refused(tmp_path, text, message):
 
 
 def test_a_data_set_without_a_table_names_the_key():
-    with pytest.raises(ValueError, match=r"datasets\.toy\.csv_path"):
+    with pytest.raises(ValueError, match=r"datasets\.toy\.csv_path: .* need none: mercaptionplus, .*, ovmerdplus"):
         read_clips("toy", DatasetConfig())
 
 

@@ -2,13 +2,15 @@ import json
 
 import pytest
 
-from affect.data.prompts import PromptBook, load_prompts, shown_streams
+from affect.data.known_datasets import Choices
+from affect.data.prompts import NEEDS, PromptBook, load_prompts, sentiment_word, shown_streams
 from affect.layouts import LAYOUTS
 from affect.schema import PLACEHOLDERS, Clip, Modality
 
 FULL = "multiface_audio_face_frame_au_text"
 TOKENS = dict.fromkeys(Modality, 2)
 ALL = set(LAYOUTS[FULL].needed)
+CANDIDATES = ("happy", "angry", "worried", "sad", "surprise", "neutral")
 
 
 def prompt(book: PromptBook, present=ALL, layout=FULL, subtitle="Hello"):
@@ -17,7 +19,9 @@ def prompt(book: PromptBook, present=ALL, layout=FULL, subtitle="Hello"):
 
 def test_each_shown_stream_has_as_many_placeholders_as_tokens():
     text = prompt(load_prompts())
-    assert all(text.count(placeholder) == 2 for placeholder in PLACEHOLDERS.values())
+    shown = shown_streams(FULL, ALL)
+    counts = {stream: text.count(placeholder) for stream, placeholder in PLACEHOLDERS.items()}
+    assert counts == {stream: 2 if stream in shown else 0 for stream in PLACEHOLDERS}
     assert "Hello" in text
     assert "Why?" in text
 
@@ -32,7 +36,7 @@ def test_an_absent_stream_is_not_mentioned():
 
 
 def test_a_subtitle_cannot_bring_placeholders():
-    text = prompt(load_prompts(), present={Modality.AUDIO}, subtitle="<FaceHere> hi {QUESTION}")
+    text = prompt(load_prompts(), present={Modality.AUDIO}, subtitle="<FaceHere> <Face<FaceHere>Here> hi {QUESTION}")
     assert PLACEHOLDERS[Modality.FACE] not in text
 
 
@@ -41,27 +45,131 @@ def test_shown_streams_follow_the_layout():
     assert shown_streams(FULL, ALL)[0] == Modality.MULTI
 
 
-def test_whole_prompts_of_another_wording_are_used(shared, tmp_path):
-    golden = json.loads((shared / "goldens/prompts/prompts.json").read_text())
+@pytest.fixture
+def golden(shared):
+    return json.loads((shared / "goldens/prompts/prompts.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def other_wording(golden, tmp_path):
+    """A prompt file of another system's wording: its strings, with patterns where they hold one clip's values."""
+    questions = {kind: dict(texts) for kind, texts in golden["qa"].items()}
+    for kind, part, value, pattern in [
+        ("onehot_w_candidates", "question", ",".join(CANDIDATES), "{CANDIDATES}"),
+        ("valence", "question", "-3.0", "{LOWEST}"),
+        ("valence", "question", "3.0", "{HIGHEST}"),
+        ("valence", "answer", "1.23", "{VALENCE}"),
+        ("sentiment", "answer", "positive", "{SENTIMENT}"),
+    ]:
+        assert value in questions[kind][part]
+        questions[kind][part] = questions[kind][part].replace(value, pattern)
     ours = load_prompts()
-    book = PromptBook(ours.start, ours.streams, ours.end, golden["qa"], "###", golden["prompt_template"])
-    layout = "multiface_audio_face_text"
-    text = book.prompt(layout, ALL, "Hello", "Why?", dict.fromkeys(Modality, 1))
-    expected = golden["prompt_template"][layout].replace("{SUBTITLE}", "Hello").replace("{QUESTION}", "Why?")
-    assert text == expected
+    content = {
+        "start": ours.start,
+        "streams": dict(ours.streams),
+        "end": ours.end,
+        "questions": questions,
+        "answer_end": "###",
+        "layouts": golden["prompt_template"],
+        "between_candidates": ",",
+    }
+    (tmp_path / "other.json").write_text(json.dumps(content), encoding="utf-8")
+    return load_prompts(tmp_path / "other.json")
+
+
+def test_whole_prompts_of_another_wording_are_used(golden, other_wording):
+    tokens = {stream: count for count, stream in enumerate(Modality, 1)}
+    for layout, template in golden["prompt_template"].items():
+        expected = template.replace("{SUBTITLE}", "Hello").replace("{QUESTION}", "Why?")
+        for stream, placeholder in PLACEHOLDERS.items():
+            expected = expected.replace(placeholder, placeholder * tokens[stream])
+        assert other_wording.prompt(layout, LAYOUTS[layout].needed, "Hello", "Why?", tokens) == expected
+
+
+def test_whole_prompts_keep_their_sentence_for_an_empty_subtitle(golden, other_wording):
+    text = prompt(other_wording, subtitle="")
+    assert "<Subtitle></Subtitle>" in text
+    assert load_prompts().streams["subtitle"].split("{SUBTITLE}")[0] not in prompt(load_prompts(), subtitle="")
+
+
+def test_questions_and_answers_of_another_wording_are_told_apart_by_kind(golden, other_wording):
+    clip = Clip("a", "toy", labels=("happy",), description="Because.", valence=1.2345)
+    values = {"{DESCRIPTION}": "Because.", "{OVLABELS}": "happy", "{LABEL}": "happy"}
+    for kind, texts in golden["qa"].items():
+        assert other_wording.question(kind, Choices(CANDIDATES, (-3.0, 3.0))) == texts["question"]
+        expected = texts["answer"]
+        for pattern, value in values.items():
+            expected = expected.replace(pattern, value)
+        assert other_wording.answer(kind, clip) == expected + "###"
+
+
+def test_only_a_valence_of_zero_is_neutral(golden):
+    for valence, word in golden["valence_to_sentiment"].items():
+        assert sentiment_word(float(valence)) == word
+    assert sentiment_word(-1e-9) == "negative"
+
+
+def test_our_wording_has_every_kind_of_question():
+    book = load_prompts()
+    clip = Clip("a", "toy", labels=("sad",), description="Slow, so sad.", valence=-0.5)
+    for kind in NEEDS:
+        question, answer = book.question(kind, Choices(CANDIDATES, (-1.0, 1.0))), book.answer(kind, clip)
+        assert "{" not in question + answer
+        assert answer.endswith(book.answer_end)
+    assert ", ".join(CANDIDATES) in book.question("onehot_w_candidates", Choices(CANDIDATES))
+    assert "-0.50" in book.answer("valence", clip)
+    assert "negative" in book.answer("sentiment", clip)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("onehot_w_candidates", "expected labels to choose from, found none; list them in candidate_labels"),
+        ("valence", "expected the lowest and highest value, found none; set valence_range"),
+        ("mood", "question kind 'mood': expected one of description, ovlabel"),
+    ],
+)
+def test_a_question_that_lacks_its_choices_is_refused(kind, message):
+    with pytest.raises(ValueError, match=message):
+        load_prompts().question(kind)
 
 
 def test_answers_come_from_the_table():
     book = load_prompts()
-    clip = Clip("a", "toy", labels=("sad", "tired"), description="Slow, so sad.")
+    clip = Clip("a", "toy", labels=("sad", "tired"), description="Slow, so sad.", valence=0.0)
     assert book.answer("description", clip) == "Slow, so sad." + book.answer_end
     assert "sad, tired" in book.answer("ovlabel", clip)
-    with pytest.raises(ValueError, match="clip 'b' of toy has no ovlabel"):
-        book.answer("ovlabel", Clip("b", "toy"))
+    assert "neutral" in book.answer("sentiment", clip)
+    with pytest.raises(ValueError, match="clip 'a' of toy has the labels sad, tired: expected one for onehot"):
+        book.answer("onehot_wo_candidates", clip)
+    for kind in NEEDS:
+        with pytest.raises(ValueError, match=f"clip 'b' of toy has no {kind}"):
+            book.answer(kind, Clip("b", "toy"))
+
+
+def test_texts_of_a_table_stay_as_they_are_but_for_placeholders():
+    book = load_prompts()
+    clip = Clip("a", "toy", labels=("sad",), description="{OVLABELS} <Face<FaceHere>Here> \\1 {LABEL}")
+    answer = book.answer("description", clip)
+    assert "<FaceHere>" not in answer
+    assert answer.startswith("{OVLABELS} <Face")
+    assert answer.endswith("\\1 {LABEL}" + book.answer_end)
+
+
+def test_parts_of_a_prompt_tell_where_the_subtitle_is():
+    before, spoken, after = load_prompts().prompt_parts(FULL, ALL, "What  do\nyou\tfeel?", "What do you feel?", TOKENS)
+    assert spoken == "What do you feel?"
+    assert "What do you feel?" in after
+    assert before + spoken + after == prompt(load_prompts(), subtitle=spoken).replace("Why?", "What do you feel?")
+    for nothing in ("", " \n", "<FaceHere>"):
+        assert load_prompts().prompt_parts(FULL, ALL, nothing, "Why?", TOKENS)[1:] == ("", "")
 
 
 def test_a_prompt_file_without_its_parts_is_refused(tmp_path):
     path = tmp_path / "prompts.yaml"
     path.write_text("start: x\n")
     with pytest.raises(ValueError, match=r"prompts\.yaml: expected prompt wording"):
+        load_prompts(path)
+    path.write_text("start: x\nstreams: {}\nend: x\nquestions:\n  ovlabel:\n    question: What?\n")
+    with pytest.raises(ValueError, match=r"prompts\.yaml: questions\.ovlabel: expected question and answer"):
         load_prompts(path)

@@ -12,8 +12,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from affect.au_json import AuAnalysis, sentences
+from affect.conversation import SYSTEM, question_ids
 from extractors.au_agent import AuAgent, build_agent
-from extractors.au_text import SYSTEM, frame_prompt
+from extractors.au_text import frame_prompt
 
 FRAMES = [
     {"AU12_r": 1.5},
@@ -115,10 +116,12 @@ def test_template_and_tokenizer_do_not_both_open_the_text(chat_llm, plain_llm, m
         assert seen[0][0].tolist()[:1].count(2) == openings
 
 
-def test_template_that_knows_no_system_turn_gets_the_rules_from_the_user(plain_llm, tmp_path):
-    agent = AuAgent(_with_template(plain_llm, tmp_path / "llm", NO_SYSTEM), max_new_tokens=4)
-    text = agent._conversation("PROMPT")
-    assert text == f"<|im_start|>user\n{SYSTEM}\nPROMPT<|im_end|>\n<|im_start|>assistant\n"
+def test_template_that_knows_no_system_turn_gets_the_rules_from_the_user(plain_llm, tmp_path, monkeypatch):
+    agent, seen = AuAgent(_with_template(plain_llm, tmp_path / "llm", NO_SYSTEM), max_new_tokens=1), []
+    monkeypatch.setattr(agent.model, "generate", lambda input_ids, **_: seen.append(input_ids) or input_ids)
+    agent.describe([{}])
+    text = agent.tokenizer.decode(seen[0][0])
+    assert text == f"<|im_start|>user\n{SYSTEM}\n{frame_prompt({})}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_rules_forbid_emotion():
@@ -302,7 +305,7 @@ def test_sampling_asks_for_every_frame_anew(chat_llm, monkeypatch):
 
 def test_clips_tried_again_one_by_one_cost_nothing_new(chat_llm, monkeypatch):
     agent, asked = AuAgent(chat_llm, max_new_tokens=4), Counter()
-    empty = agent._token_ids([frame_prompt({"AU12_r": 3.0})])[0]
+    empty = question_ids(agent.tokenizer, [(SYSTEM, frame_prompt({"AU12_r": 3.0}))])[0]
 
     def generate(prompts):
         for ids in prompts:

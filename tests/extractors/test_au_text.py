@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from affect.au_json import AuAnalysis, require_sentences, sentences
+from affect.conversation import exchange
 from affect.facs import ACTION_UNITS, Region
 from extractors.au_text import (
     GRADES,
@@ -19,7 +20,6 @@ from extractors.au_text import (
     describe_clip,
     describe_clips,
     describe_frame,
-    exchange,
     frame_input,
     frame_prompt,
     from_templates,

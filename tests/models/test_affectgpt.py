@@ -1,13 +1,14 @@
+import numpy as np
 import pytest
 import torch
 
 from affect.data.collate import Collator
-from affect.data.dataset import TrainingSamples, open_datasets, query_tokens
+from affect.data.dataset import TrainingSamples, make_sample, open_datasets, query_tokens
 from affect.data.prompts import load_prompts
 from affect.data.sampling import Draw
 from affect.layouts import LAYOUTS
 from affect.models.affectgpt import Decoding, build_affectgpt
-from affect.schema import Modality
+from affect.schema import Clip, Modality
 
 FULL = LAYOUTS["multiface_audio_face_frame_au_text"]
 
@@ -76,6 +77,58 @@ def test_attention_maps_can_be_asked_for(tiny_world, model):
     plain = build_affectgpt(tiny_world.model, [FULL])
     with pytest.raises(ValueError, match="has no attention maps"):
         plain.attention_maps(batch(tiny_world, plain, [0]))
+
+
+def test_attention_of_each_clip_has_the_lengths_of_its_streams(tiny_world, model):
+    clips = model.attention_of_clips(batch(tiny_world, model, [0, 3]))
+    lengths = [{stream: weights.shape[-1] for stream, weights in clip.items()} for clip in clips]
+    face, audio, au = Modality.FACE, Modality.AUDIO, Modality.AU
+    assert lengths == [{face: 8, audio: 8, au: 5}, {face: 0, audio: 8, au: 0}]  # c3 has no face
+    for clip in clips:
+        total = sum(weights.sum(dim=-1) for weights in clip.values())
+        torch.testing.assert_close(total, torch.ones(2, 2, 4))  # layers, heads, queries
+
+
+def test_a_clip_without_fused_tokens_has_no_attention(tiny_world, model):
+    b = batch(tiny_world, model, [0, 1])
+    b.input_ids[1].masked_fill_(b.input_ids[1] == model.placeholder_ids[Modality.MULTI], 0)
+    shown, hidden = model.attention_of_clips(b)
+    assert set(shown) == {Modality.FACE, Modality.AUDIO, Modality.AU}
+    assert hidden == {}
+
+
+def test_au_keeps_its_own_tokens_where_the_pre_fusion_does_without(tiny_world):
+    tiny_world.model.fuse_au = False
+    apart = build_affectgpt(tiny_world.model, [FULL]).eval()
+    assert set(apart.fusion.projections) == {"video", "audio"}
+    b = batch(tiny_world, apart, [0, 1])
+    before = apart.tokens(b)
+    b.features[Modality.AU] += 1
+    after = apart.tokens(b)
+    assert torch.equal(before[Modality.MULTI][0], after[Modality.MULTI][0])
+    assert not torch.equal(before[Modality.AU][0], after[Modality.AU][0])
+
+
+def test_a_picture_becomes_tokens_of_the_prompt(tiny_world):
+    tiny_world.model.num_image_query_token = 3
+    tiny_world.model.standardize_features = False
+    model = build_affectgpt(tiny_world.model, [LAYOUTS["image"]]).eval()
+    dim = tiny_world.model.preextracted_visual_dim
+    pictures = [np.ones((1, dim), np.float32), np.ones((3, dim), np.float32), np.zeros((0, dim), np.float32)]
+    samples = [
+        make_sample(
+            Clip(f"p{i}", "toy"), {Modality.IMAGE: x}, "image", load_prompts(), "ovlabel", query_tokens(model.config)
+        )
+        for i, x in enumerate(pictures)
+    ]
+    b = Collator(model.tokenizer, 500, generation=True)(samples)
+    places = b.input_ids == model.placeholder_ids[Modality.IMAGE]
+    assert places.sum(dim=1).tolist() == [3, 3, 0]
+    tokens, rows = model.tokens(b)[Modality.IMAGE]
+    assert rows.tolist() == [True, True, False]
+    torch.testing.assert_close(model.embed(b)[places], tokens.flatten(0, 1))
+    assert set(model.branches) == {"image"}
+    assert any(name.startswith("branches.image.proj") for name in model.trainable())
 
 
 def test_a_language_model_that_is_not_there_is_named(tiny_world):

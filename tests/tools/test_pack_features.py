@@ -39,7 +39,7 @@ def test_features_missing_from_a_pack_are_found_before_training(tiny_world):
     store = FeatureStore(tiny_world.datasets["toy"].preextracted_root, "toy")
     (store.root / "audio_A_8clips" / "c2.npy").unlink()
     call(tiny_world, "--delete")
-    with pytest.raises(ValueError, match=r"no audio features of clip 'c2': expected .*audio_A_8clips/c2\.npy"):
+    with pytest.raises(ValueError, match=r"clip 'c2' has no audio features: expected .*audio_A_8clips/c2\.npy"):
         open_datasets(tiny_world, "train")
 
 

@@ -8,9 +8,10 @@ import pytest
 
 import prepare_au_agent_data as prepare
 from affect.au_json import AuAnalysis, au_json_path, write_au_json
+from affect.conversation import SYSTEM
 from affect.facs import ACTION_UNITS
 from extractors.au_agent import AuAgent
-from extractors.au_text import SYSTEM, describe_clip, describe_frame, frame_prompt
+from extractors.au_text import describe_clip, describe_frame, frame_prompt
 from prepare_au_agent_data import choose_val, leaks
 
 SETS = ("au_agent_train", "au_agent_val")

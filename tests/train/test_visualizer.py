@@ -35,11 +35,15 @@ def test_nothing_is_drawn_when_turned_off(tmp_path):
 
 
 def test_numbers_read_back(tmp_path):
-    filled(tmp_path, 2).save_data(tmp_path / "x.npz")
+    visualizer = filled(tmp_path, 2)
+    visualizer.record_validation(1, 1.5)
+    visualizer.save_data(tmp_path / "x.npz")
     again = TrainingVisualizer(tmp_path)
     again.load_data(tmp_path / "x.npz")
     assert again.epochs == [1, 1, 1, 2, 2, 2]
-    assert set(np.load(tmp_path / "x.npz")) == {"steps", "lrs", "losses", "epochs"}
+    assert (again.val_epochs, again.val_losses) == ([1], [1.5])
+    assert again.epoch_mean(again.losses, 2) == pytest.approx(1.6)
+    assert set(np.load(tmp_path / "x.npz")) >= {"steps", "lrs", "losses", "epochs", "paddings", "val_losses"}
     (tmp_path / "bad.npz").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"bad\.npz"):
         again.load_data(tmp_path / "bad.npz")

@@ -1,0 +1,109 @@
+"""Labels kept as pickled dicts in .npz files, read without trusting them.
+
+Public corpora keep name -> {emo: …, val: …} as an object array, which numpy reads with pickling only, and so with
+whatever code the file brings. Here nothing that a file names is imported: the four names that arrays and numbers of
+numpy are pickled under stand for parts of this module, every other name is refused, and numpy's own C code is handed
+plain bytes of a checked type.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+_BROKEN = (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError)
+_BROKEN += (NotImplementedError, OverflowError, RecursionError, MemoryError, RuntimeError, struct.error)
+"""What zip files, headers and pickles that are none, or are cut off, raise."""
+_NUMPY = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+
+
+def read_npz(path: str | Path) -> dict[str, Any]:
+    """Return the arrays of an .npz file as lists, dicts, strings and numbers.
+
+    Raises ValueError naming the file when there is none, or it is no .npz file, or it holds more than data.
+    """
+    path, content = Path(path), {}
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected an .npz file of labels or answers")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                with archive.open(member) as handle:
+                    content[member.removesuffix(".npy")] = _read_array(handle)
+    except _BROKEN as error:
+        reason = " ".join(str(error).split()) or "it is cut off"
+        raise ValueError(f"{path}: expected an .npz file of plain values, but {reason}; get it anew") from None
+    return content
+
+
+def _read_array(handle: Any) -> Any:
+    version = np.lib.format.read_magic(handle)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(handle)
+    if not dtype.hasobject:
+        return _values(shape, dtype, fortran, handle.read())
+    array = _DataUnpickler(handle).load()
+    if not isinstance(array, _Array):
+        raise pickle.UnpicklingError("it holds no array")
+    return array if shape else array[0]
+
+
+def _values(shape: Sequence[int], dtype: np.dtype, fortran: bool, content: Any) -> Any:
+    """Return the numbers or texts of an array as nested lists."""
+    return np.ndarray(tuple(shape), dtype, content, order="F" if fortran else "C").tolist()
+
+
+class _Type:
+    """Stands for numpy.dtype: true and false, numbers, texts and objects of a fixed size."""
+
+    def __init__(self, text: str, align: bool = False, copy: bool = True) -> None:
+        if not re.fullmatch(r"[biufUS]\d{1,6}|O8?", text):
+            raise pickle.UnpicklingError(f"it has values of type {text!r}")
+        self.dtype = np.dtype(text)
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        if state[1] == ">":
+            self.dtype = self.dtype.newbyteorder(">")
+
+
+class _Array(list):
+    """Stands for numpy.ndarray: its values, as nested lists; an array of no dimensions is a list of its one value."""
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        _, shape, kind, fortran, content = state
+        if kind.dtype.hasobject:
+            objects = np.empty(len(content), dtype=object)
+            for place, value in enumerate(content):
+                objects[place] = value
+            values = objects.reshape(shape).tolist()  # whose order is row after row, whatever the array's
+        else:
+            values = _values(shape, kind.dtype, fortran, content)
+        self[:] = values if shape else [values]
+
+
+def _reconstruct(kind: type, shape: Sequence[int], code: Any) -> _Array:
+    """Stands for the function that makes the empty array which a pickle then fills."""
+    return _Array()
+
+
+def _scalar(kind: _Type, content: Any) -> Any:
+    """Stands for the function that makes one number or text of numpy."""
+    return content if kind.dtype.hasobject else _values((), kind.dtype, False, content)
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Reads values and their containers; imports nothing."""
+
+    known: ClassVar = {"dtype": _Type, "ndarray": _Array, "_reconstruct": _reconstruct, "scalar": _scalar}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in _NUMPY and name in self.known:
+            return self.known[name]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
