@@ -65,7 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Wire configuration, checkpoints, clips and answers together; return the exit code."""
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    flags = [f"inference.{key}={value}" for key in ("test_epochs", "skip_epoch") if (value := getattr(args, key))]
+    given = {key: getattr(args, key) for key in ("test_epochs", "skip_epoch")}
+    flags = [f"inference.{key}={value}" for key, value in given.items() if value is not None]
+    if args.test_epochs is not None:  # what is typed counts before the file's one epoch
+        flags.append("inference.test_epoch=null")
     asked = load_config(args.cfg_path, [*args.options, *flags])
     asked.inference.device, asked.inference.gpu = str(inference_device(asked.inference)), None
     checkpoints = find_checkpoints(args.ckpt or ckpt_root(asked, args.cfg_path), asked.inference)

@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     config = load_config(args.cfg_path, args.options)
     check_trackers(config.run)
     accelerator = start_accelerator(config.run)
+    if config.model.load_in_4bit and accelerator.device.type != "cuda":
+        raise ValueError(f"model.load_in_4bit needs a GPU, found run.device {accelerator.device}; set it to False")
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     # the folder's name holds the time, so one process names it for all
@@ -110,7 +112,23 @@ def open_samples(config: Config, accelerator: Accelerator) -> tuple[TrainingSamp
         samples.check_answers()
         opened.append(samples)
     accelerator.wait_for_everyone()
-    return opened[0], opened[1] if len(opened) > 1 else None
+    if len(opened) == 1:
+        return opened[0], None
+    warn_of_common_clips(*opened)
+    return opened[0], opened[1]
+
+
+def warn_of_common_clips(samples: TrainingSamples, held_out: TrainingSamples) -> None:
+    """Say so where the validation split has clips that are trained on: its loss then tells little."""
+    trained, held = ({(d.name, clip.name) for d in part.datasets for clip in d.clips} for part in (samples, held_out))
+    if common := trained & held:
+        logger.warning(
+            "run.val_split: %d of its %d clips are trained on, too, e.g. %s; give the table a split column that "
+            "parts them",
+            len(common),
+            len(held),
+            min(common)[1],
+        )
 
 
 if __name__ == "__main__":

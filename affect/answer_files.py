@@ -57,6 +57,7 @@ def answer_settings(
     settings = {
         "checkpoint": weights_hash(checkpoint),
         "language_model": encoder_identity(model.llama_model),
+        "load_in_4bit": model.load_in_4bit,
         "layout": section.face_or_frame,
         "features": {str(stream): section.spec(stream, model.feature_dim(stream)).folder for stream in needed},
         "without": sorted(inference.without),

@@ -353,6 +353,8 @@ def load_config(path: str | Path, options: list[str] | tuple[str, ...] = ()) -> 
     """
     content = read_yaml(path)
     if "run_cfg" in content:
+        if "run" in content:
+            raise ConfigError(f"{path}: found both run and run_cfg, expected one; they are the same section, join them")
         content["run"] = content.pop("run_cfg")
     for option in options:
         apply_option(content, option.replace("run_cfg.", "run.", 1) if option.startswith("run_cfg.") else option)

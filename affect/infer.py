@@ -95,9 +95,16 @@ def load_model(config: Config, checkpoint: Path) -> AffectGPT:
     """Return the model of a checkpoint on its device, in bfloat16 where a GPU can.
 
     config: what the checkpoint was trained with, and the wanted `inference` section. Raises ValueError when the
-    checkpoint does not fit or the device does not exist.
+    checkpoint does not fit, the device does not exist, or 4 bits are asked for where they cannot be.
     """
     device = inference_device(config.inference)
+    if config.model.load_in_4bit and device.type != "cuda":
+        raise ValueError(
+            f"model.load_in_4bit: expected answers by backend hf on a GPU, found backend {config.inference.backend} on "
+            f"{device}; set it to False"
+        )
+    if device.index is not None:
+        torch.cuda.set_device(device)  # where weights in 4 bits are loaded to
     on_gpu = device.type == "cuda" or (config.inference.backend == "vllm" and torch.cuda.is_available())
     half = on_gpu and torch.cuda.is_bf16_supported()
     trained = [LAYOUTS[section.face_or_frame] for section in config.datasets.values()]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -93,6 +94,21 @@ class Batch:
     masks: dict[Modality, Tensor]
     """Modality -> [B, T] bool, False for padding and for absent modalities."""
     prompts: list[str] = field(default_factory=list)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with every tensor changed."""
+        return replace(
+            self,
+            input_ids=change(self.input_ids),
+            attention_mask=change(self.attention_mask),
+            labels=change(self.labels),
+            features={stream: change(tensor) for stream, tensor in self.features.items()},
+            masks={stream: change(tensor) for stream, tensor in self.masks.items()},
+        )
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory; a loader with `pin_memory` asks its batches for it."""
+        return self.each(lambda tensor: tensor.pin_memory())
 
 
 _SAFE_NAME = re.compile(r"[^\x00-\x1f/\\]+")

@@ -107,4 +107,4 @@ def _fill(
     if device != "cpu":
         torch.cuda.empty_cache()
     if report.stopped:
-        raise RuntimeError(report.stopped)
+        raise OSError(report.stopped)

@@ -13,6 +13,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from typing import IO, Any, NamedTuple
 from affect.files import atomic_write
 
 FOLDER, CLIP_TABLE, FAILURE_TABLE = "journal", "clips.csv", "failures.csv"
+LOCK = "tables.lock"
 STAGES = ("au_json", "au_text", "decode", "encode", "write")
 """What the seconds of a clip are counted under."""
 
@@ -64,7 +66,7 @@ class ClipState:
 
     def add(self, record: ClipRecord) -> None:
         """Take in a later run."""
-        for stage in (*record.tried, *record.made):
+        for stage in ("name", *record.tried, *record.made):  # whatever was worked on has a name that will do
             self.failures.pop(stage, None)
         self.failures |= {stage: Failure(*failure) for stage, failure in record.failures.items()}
         self.faceless = self.faceless if record.faceless is None else record.faceless
@@ -97,12 +99,13 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._file.close()
+        with suppress(OSError):  # what does not fit on a full disk was told when it was appended
+            self._file.close()
 
     def append(self, record: ClipRecord) -> None:
         """Write a record down, at once."""
         record.at = time.time()
-        line = {key: value for key, value in asdict(record).items() if value not in ([], {}, "", None)}
+        line = {key: value for key, value in asdict(record).items() if key == "name" or value not in ([], {}, "", None)}
         line["seconds"] = {stage: round(value, 4) for stage, value in record.seconds.items()}
         self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
@@ -124,6 +127,14 @@ def read_states(root: Path) -> dict[str, ClipState]:
     for record in heapq.merge(*logs, key=lambda record: record.at):
         states.setdefault(record.name, ClipState()).add(record)
     return states
+
+
+@contextmanager
+def tables_locked(root: Path) -> Iterator[None]:
+    """Keep others from bringing the tables up to date, so that whoever does so last has read the logs of all."""
+    with (root / FOLDER / LOCK).open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def write_tables(root: Path, states: dict[str, ClipState], writer: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -73,7 +74,11 @@ def find_audio(root: Path | None, name: str) -> Path | None:
 
 def list_videos(root: Path) -> Counter[str]:
     """Return the names of all clips in a folder, with the number of files that have each (2: `a.mp4` and `a.avi`)."""
-    paths = root.iterdir() if root.is_dir() else ()
+    if not root.is_dir():
+        return Counter()
+    with os.scandir(root) as entries:
+        # a hidden file is no clip: macOS puts "._a.mp4" beside "a.mp4" on foreign disks
+        paths = [Path(entry.name) for entry in entries if entry.is_file() and not entry.name.startswith(".")]
     return Counter(path.stem for path in paths if path.suffix.lower() in VIDEO_SUFFIXES)
 
 
@@ -152,7 +157,7 @@ def _finder(name: str) -> FaceFinder:
 def _find(root: Path | None, name: str, suffixes: tuple[str, ...]) -> Path | None:
     check_name(name)
     for suffix in suffixes if root else ():
-        for spelling in (suffix, suffix.upper()):
+        for spelling in (suffix, suffix.upper(), suffix.title()):
             path = root / f"{name}{spelling}"
             if path.is_file():
                 return path

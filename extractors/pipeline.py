@@ -24,10 +24,10 @@ from affect.schema import Modality
 from extractors.clip import ClipTask, Describe, PreparedClip, frames_to_describe, reason_of, stopwatch
 from extractors.encoders import Encoder
 from extractors.faces import face_finder_name
-from extractors.journal import ClipRecord, Failure, Journal, read_states, write_tables
+from extractors.journal import ClipRecord, ClipState, Failure, Journal, read_states, tables_locked, write_tables
 from extractors.planning import Plan, Planner, fingerprint
 from extractors.workers import ClipWorkers
-from extractors.writing import ClipResult, ClipWriter, TargetError
+from extractors.writing import ClipResult, ClipWriter, TargetError, target_errors
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,14 @@ def extract(
                     else:
                         progress.advance(bar)
 
+            def note(results: Iterable[ClipResult]) -> None:
+                for result in results:
+                    record = result.record
+                    if record.made or record.failures or earlier.get(record.name, True):
+                        _note(record, journal, report)
+                    else:  # looked at again, found whole, and in the log already
+                        planner.complete += 1
+
             for chunk in _chunks(_timed(workers.prepare(tasks()), clock, "wait"), ENCODER_BATCH):
                 results = [_result(plan, task, clip) for task, clip in chunk]
                 _warn_once((text for _, clip in chunk for text in clip.warnings), warned)
@@ -121,14 +129,14 @@ def extract(
                 with stopwatch(clock, "encode"):
                     _encode(plan, results, encoders)
                 with stopwatch(clock, "write"):
-                    for result in writer.put(results):
-                        _note(result.record, journal, report)
+                    note(writer.put(results))
                 progress.advance(bar, len(results))
             with stopwatch(clock, "write"):
-                for result in writer.drain():
-                    _note(result.record, journal, report)
+                note(writer.drain())
     except TargetError as error:
         report.stopped = str(error)
+    except KeyboardInterrupt:
+        report.stopped = "interrupted; what is written stays, and the same command goes on from there"
     clock["wait"] = clock.get("wait", 0.0) - clock.pop("check", 0.0)  # clips are checked while one is waited for
     report.complete, report.left_alone = planner.complete, planner.left_alone
     return report
@@ -137,9 +145,11 @@ def extract(
 def sum_up(plan: Plan, report: RunReport) -> None:
     """Write the tables of clips and failures, and list in the report what they say of this plan's clips."""
     root = plan.store.root
-    states = read_states(root)
-    with suppress(*([OSError] if report.stopped else [])):
+    states: dict[str, ClipState] = {}
+    with suppress(*([OSError] if report.stopped else [])), tables_locked(root):
+        states = read_states(root)
         write_tables(root, states, plan.store.writer)
+    states = states or read_states(root)  # a full disk has no room for the lock either
     known = [(name, states[name]) for name in plan.names if name in states]
     report.faceless = [name for name, state in known if state.faceless]
     report.silent = [name for name, state in known if state.silent]
@@ -157,10 +167,9 @@ def _result(plan: Plan, task: ClipTask, clip: PreparedClip) -> ClipResult:
     tried = [*(["au_json", "au_text"] if task.au else []), *map(str, task.asked)]
     record = ClipRecord(clip.name, tried, reader=clip.media.reader, seconds=clip.seconds)
     result = ClipResult(task, clip, record, clip.analysis, clip.measured)
-    if clip.errors:
-        inputs = fingerprint(plan, task)
-        for stage, reason in clip.errors.items():
-            result.fail(stage, reason, inputs)
+    for stage, reason in clip.errors.items():
+        follows = stage == Modality.FRAME and plan.sampling == "emotion_peak" and "au_json" in clip.errors
+        result.fail(stage, reason, "" if follows else fingerprint(plan, task, stage))
     if clip.analysis:
         record.faceless = clip.analysis.faceless
     return result
@@ -204,7 +213,8 @@ def _encode(plan: Plan, results: Sequence[ClipResult], encoders: Encoders) -> No
             continue
         encoder = encoders(stream)
         provenance = _provenance(plan, stream, encoder)
-        plan.store.declare(plan.specs[stream], provenance)  # before several threads write beside it
+        with target_errors(str(plan.store.root)):
+            plan.store.declare(plan.specs[stream], provenance)  # before several threads write beside it
         for result, array in zip(ready, _all_or_each(stream, encoder, ready, items), strict=True):
             if array is not None:
                 result.features[stream] = (array, provenance)

@@ -14,7 +14,7 @@ import numpy as np
 from affect.au_json import find_au_json
 from affect.schema import Modality, check_name
 from affect.store import FeatureError, FeatureSpec, FeatureStore
-from extractors.clip import AuTask, ClipTask, Sources
+from extractors.clip import AuTask, ClipTask, Sources, reason_of
 from extractors.journal import ClipRecord, Failure
 from extractors.media import MediaTask, find_audio, find_video
 
@@ -85,15 +85,16 @@ class Planner:
                     f"{self.plan.sources.video_root} has two videos of clip {name!r}; expected one file for each name, "
                     "so remove or rename the other"
                 )
-            task, flags = self._needed(check_name(name))
-        except ValueError as error:
-            return None, ClipRecord(name, tried=["name"], failures={"name": Failure(str(error))})
+            task, flags = self._needed(_check_clip_name(name))
+        except (ValueError, OSError) as error:  # OSError: longer than the file system allows
+            listed = name.encode(errors="backslashreplace").decode()
+            return None, ClipRecord(listed, tried=["name"], failures={"name": Failure(reason_of(error))})
         before = self._earlier.get(name)
         if task is not None and before and not (self.plan.retry_failed or self.plan.overwrite):
             blocked = {
                 stage
                 for stage, failure in before.items()
-                if failure.inputs and failure.inputs == fingerprint(self.plan, task)
+                if failure.inputs and failure.inputs == fingerprint(self.plan, task, stage)
             }
             if blocked:
                 task = self._without(task, blocked)
@@ -131,7 +132,7 @@ class Planner:
             return True
         if Modality.FRAME in asked and plan.sampling == "emotion_peak":
             return True
-        return "au_json" in plan.stages and not _has_au_json(plan, name)
+        return "au_json" in plan.stages and _au_json(plan, name) is None
 
     def _media_task(self, name: str, asked: tuple[Modality, ...]) -> MediaTask:
         plan = self.plan
@@ -153,7 +154,7 @@ class Planner:
         if au is None or not au.measure or not au.sources.openface_executable:
             return 0.0
         table = au.sources.openface_table(name)
-        known = (table is not None and table.is_file()) or (not au.remake and _has_au_json(self.plan, name))
+        known = (table is not None and table.is_file()) or (not au.remake and _au_json(self.plan, name) is not None)
         return 0.0 if known else OPENFACE_TIME
 
     def _without(self, task: ClipTask, blocked: set[str]) -> ClipTask | None:
@@ -162,9 +163,9 @@ class Planner:
         if au is None and task.au is not None:
             blocked = blocked | {Modality.AU} | ({Modality.FRAME} if self.plan.sampling == "emotion_peak" else set())
         asked = tuple(stream for stream in task.asked if stream not in blocked)
-        if not asked and (au is None or task.asked):
-            return None
-        return self._task(task.name, asked, au)
+        if au and not self._needs_analysis(task.name, asked):
+            au = None
+        return self._task(task.name, asked, au) if asked or au else None
 
 
 def shard(names: Iterable[str], index: int, count: int) -> list[str]:
@@ -174,16 +175,20 @@ def shard(names: Iterable[str], index: int, count: int) -> list[str]:
     """
     if not 0 <= index < count:
         raise ValueError(f"shard {index} of {count}: expected an index from 0 to {count - 1}; correct --shard-index")
-    return [name for name in names if zlib.crc32(name.encode()) % count == index]
+    return [name for name in names if zlib.crc32(name.encode(errors="surrogateescape")) % count == index]
 
 
-def fingerprint(plan: Plan, task: ClipTask) -> str:
-    """Return a short hash of everything that could make another attempt at a clip's files end otherwise."""
+def fingerprint(plan: Plan, task: ClipTask, stage: str) -> str:
+    """Return a short hash of all that could make another attempt at a stage or stream of a clip end otherwise."""
     sources = plan.sources
     files = [task.media.video, task.media.audio, sources.openface_table(task.name)]
     if sources.face_root:
         files += [sources.face_root / f"{task.name}.npy", sources.face_root / task.name / f"{task.name}.npy"]
-    settings = (plan.time_limit, plan.sampling, plan.face_finder, sources.au_backend, sources.openface_executable)
+    settings: tuple = (plan.time_limit, plan.sampling, plan.face_finder, sources.au_backend)
+    settings += (sources.openface_executable, sources.openface_args)
+    if stage == "au_json":  # of no other stage: a clip whose pictures fail has its AU JSON written all the same
+        files.append(_au_json(plan, task.name))
+        settings += ("au_json" in plan.stages,)
     return hashlib.sha256(repr((settings, [_stamp(path) for path in files])).encode()).hexdigest()[:16]
 
 
@@ -195,12 +200,20 @@ def _stamp(path: Path | None) -> tuple[int, int] | None:
     return (status.st_size, status.st_mtime_ns) if status else None
 
 
-def _has_au_json(plan: Plan, name: str) -> bool:
+def _au_json(plan: Plan, name: str) -> Path | None:
     try:
-        find_au_json(plan.sources.au_root or "", plan.dataset, name)
+        return find_au_json(plan.sources.au_root or "", plan.dataset, name)
     except FileNotFoundError:
-        return False
-    return True
+        return None
+
+
+def _check_clip_name(name: str) -> str:
+    """Return a name that may become a file's and can be written down (raises ValueError for others)."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"clip name {name!r} is not UTF-8; rename the file (convmv does so)") from None
+    return check_name(name)
 
 
 def _stored(store: FeatureStore, spec: FeatureSpec, name: str) -> np.ndarray | None:

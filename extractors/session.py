@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +53,34 @@ class Settings:
         """Return the features of the data set, for a run that is known as `writer`."""
         return FeatureStore(self.save_root, self.dataset, writer=writer)
 
+    def plan(self, names: Sequence[str], writer: str, dim: Callable[[Modality], int]) -> Plan:
+        """Return the plan for some clips; dim: stream -> width of its features."""
+        streams = self.streams if "features" in self.stages else ()
+        return Plan(
+            dataset=self.dataset,
+            names=names,
+            sources=self.sources,
+            store=self.store(writer),
+            specs={stream: self._spec(stream, dim(stream)) for stream in streams},
+            stages=self.stages,
+            sampling=self.sampling,
+            frame_count=self.frame_count,
+            face_finder=self.face_finder,
+            workers=self.workers,
+            time_limit=self.time_limit,
+            dtype=self.dtype,
+            ambiguous=self.ambiguous,
+            progress=self.progress,
+            overwrite=self.overwrite,
+            retry_failed=self.retry_failed,
+        )
+
+    def _spec(self, stream: Modality, dim: int) -> FeatureSpec:
+        name = self.encoder_name(stream)
+        if stream == Modality.FRAME:
+            return FeatureSpec(stream, name, dim, self.frame_count, self.sampling)
+        return FeatureSpec(stream, name, dim, self.clips_per_video if stream == Modality.AUDIO else 8)
+
 
 class Session:
     """The built parts of a run; weights are loaded once, when they are first needed."""
@@ -83,29 +111,4 @@ class Session:
 
     def plan(self, names: Sequence[str], writer: str) -> Plan:
         """Return the plan for some clips; raises what encoders raise whose weights are not there."""
-        settings = self.settings
-        streams = settings.streams if "features" in settings.stages else ()
-        return Plan(
-            dataset=settings.dataset,
-            names=names,
-            sources=settings.sources,
-            store=settings.store(writer),
-            specs={stream: self._spec(stream) for stream in streams},
-            stages=settings.stages,
-            sampling=settings.sampling,
-            frame_count=settings.frame_count,
-            face_finder=settings.face_finder,
-            workers=settings.workers,
-            time_limit=settings.time_limit,
-            dtype=settings.dtype,
-            ambiguous=settings.ambiguous,
-            progress=settings.progress,
-            overwrite=settings.overwrite,
-            retry_failed=settings.retry_failed,
-        )
-
-    def _spec(self, stream: Modality) -> FeatureSpec:
-        name, dim = self.settings.encoder_name(stream), self.encoder(stream).dim
-        if stream == Modality.FRAME:
-            return FeatureSpec(stream, name, dim, self.settings.frame_count, self.settings.sampling)
-        return FeatureSpec(stream, name, dim, self.settings.clips_per_video if stream == Modality.AUDIO else 8)
+        return self.settings.plan(names, writer, lambda stream: self.encoder(stream).dim)

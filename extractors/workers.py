@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
@@ -50,9 +52,20 @@ class ClipWorkers:
         self._pool.join()
 
     def prepare(self, tasks: Iterable[ClipTask]) -> Iterator[tuple[ClipTask, PreparedClip]]:
-        """Yield every task with its clip, as they come: a slow clip holds up no other."""
-        tasks = iter(tasks)
+        """Yield every task with its clip, as they come: a slow clip holds up no other.
+
+        What is still running when the caller takes no more is ended.
+        """
         running: dict[Future, ClipTask] = {}
+        try:
+            yield from self._prepare(iter(tasks), running)
+        finally:
+            for future in running:
+                future.cancel()
+
+    def _prepare(
+        self, tasks: Iterator[ClipTask], running: dict[Future, ClipTask]
+    ) -> Iterator[tuple[ClipTask, PreparedClip]]:
         while True:
             while len(running) < self._ahead and (task := next(tasks, None)) is not None:
                 running[self._start(task)] = task
@@ -70,6 +83,7 @@ class ClipWorkers:
                         continue
                     limit = self._time_limit + task.extra_time
                     clip = _failed(task, f"it took longer than {limit:g} s; re-encode the clip or raise --time_limit")
+                    clip.seconds["decode"] = limit if task.media.reader == "auto" else 2 * limit  # decord's time first
                 except ProcessExpired as error:
                     clip = _failed(task, f"decoding ended its process ({error}); re-encode the clip")
                 except Exception as error:  # whatever a library raises on one clip, the others go on
@@ -77,7 +91,7 @@ class ClipWorkers:
                 yield task, clip
 
     def _start(self, task: ClipTask) -> Future:
-        return self._pool.schedule(prepare_clip, args=[task], timeout=self._time_limit + task.extra_time)
+        return self._pool.schedule(_work, args=[prepare_clip, task], timeout=self._time_limit + task.extra_time)
 
 
 def _may_hang_in_decord(task: ClipTask) -> bool:
@@ -93,13 +107,25 @@ def _failed(task: ClipTask, reason: str) -> PreparedClip:
     )
 
 
+def _work(prepare: Callable[[ClipTask], PreparedClip], task: ClipTask) -> PreparedClip:
+    """Prepare a clip in a worker; when that is told to stop, end, after whatever cleans up behind itself did."""
+    try:
+        return prepare(task)
+    except SystemExit:
+        os._exit(1)
+
+
 def _set_up(parent: int) -> None:
     """Keep this worker to one processor, and end it soon after its parent, even while it hangs in native code."""
     cv2.setNumThreads(1)
+    # an exception and no sudden end: OpenFace is a process of its own, and whoever started it has to stop it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

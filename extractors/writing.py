@@ -83,6 +83,7 @@ def write_clip(plan: Plan, result: ClipResult) -> ClipResult:
             with _noting(result, "au_json"):
                 path = au_json_path(plan.sources.au_root, plan.dataset, record.name)
                 write_au_json(result.analysis, path, plan.store.writer)
+                record.made += ["au_json"] if result.prepared.measured else []
         for stream, (array, provenance) in result.features.items():
             with _noting(result, stream):
                 plan.store.write(plan.specs[stream], record.name, array.astype(plan.dtype), provenance)
@@ -91,14 +92,26 @@ def write_clip(plan: Plan, result: ClipResult) -> ClipResult:
 
 
 @contextmanager
+def target_errors(what: str) -> Iterator[None]:
+    """Raise TargetError naming `what` where the block meets a place that takes no more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _BROKEN:
+            raise
+        raise TargetError(
+            f"{what} cannot be written ({error}); expected a folder with room and rights to write, so mend that and "
+            "start again: what is written stays"
+        ) from error
+
+
+@contextmanager
 def _noting(result: ClipResult, stage: str) -> Iterator[None]:
     """Turn what goes wrong while writing into a failure of the clip, or of the whole target."""
     try:
-        yield
+        with target_errors(f"clip {result.record.name!r}: its {stage}"):
+            yield
+    except TargetError:
+        raise
     except CLIP_ERRORS as error:
-        if isinstance(error, OSError) and error.errno in _BROKEN:
-            raise TargetError(
-                f"clip {result.record.name!r}: its {stage} cannot be written ({error}); expected a folder with room "
-                "and rights to write, so mend that and start again: what is written stays"
-            ) from error
         result.fail(stage, reason_of(error))

@@ -44,6 +44,13 @@ def test_options_override_the_file(tmp_path):
         load_config(path, ["run.max_epoch"])
 
 
+def test_one_section_under_both_its_names_is_refused(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("run: {seed: 3}\nrun_cfg: {seed: 4}\n")
+    with pytest.raises(ConfigError, match="found both run and run_cfg"):
+        load_config(path)
+
+
 def test_a_saved_configuration_reads_back_the_same(tmp_path):
     config = parse_config({"run": {"seed": 3}, "datasets": {"a": {"frame_sampling": "emotion_peak"}}}, "x")
     save_config(config, tmp_path / "c.yaml")

@@ -9,7 +9,7 @@ import torch
 
 from affect.config import InferenceConfig
 from affect.data.dataset import open_dataset
-from affect.infer import Answerer, check_features, check_layout, inference_device
+from affect.infer import Answerer, check_features, check_layout, inference_device, load_model
 from affect.layouts import LAYOUTS
 from affect.models.affectgpt import build_affectgpt
 from affect.schema import Modality
@@ -126,6 +126,12 @@ def test_a_layout_that_a_model_does_not_know_is_refused(tiny_world):
     check_layout(tiny_world, Path("c"), "textonly")
     with pytest.raises(ValueError, match=r"trained on \(audio_text\), found face_text"):
         check_layout(tiny_world, Path("c"), "face_text")
+
+
+def test_four_bits_without_a_gpu_to_answer_on_are_refused(tiny_world, tmp_path):
+    tiny_world.model.load_in_4bit, tiny_world.inference.device = True, "cpu"
+    with pytest.raises(ValueError, match=r"load_in_4bit: expected .* on a GPU, found backend hf on cpu"):
+        load_model(tiny_world, tmp_path)
 
 
 def test_a_gpu_index_counts_where_there_are_gpus(monkeypatch, caplog):

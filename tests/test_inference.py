@@ -80,7 +80,8 @@ def test_each_checkpoint_of_some_epochs_has_a_file_of_its_own(tiny_world, tmp_pa
     file = train_tiny(tiny_world, tmp_path, epochs=4)
     loaded = []
     monkeypatch.setattr(inference, "load_model", lambda *values: loaded.append(values) or load_model(*values))
-    inference.main(["--cfg-path", str(file), "--test_epochs", "2-4", "--skip_epoch", "2"])
+    flags = ["--test_epochs", "2-4", "--skip_epoch", "2", "--options", "inference.test_epoch=1"]
+    inference.main(["--cfg-path", str(file), *flags])  # what is typed counts before the file's one epoch
     assert len(loaded) == 1
     folder = tmp_path / "results-toy" / "run"
     assert sorted(path.name[:17] for path in folder.glob("*.jsonl")) == ["checkpoint_000002", "checkpoint_000004"]

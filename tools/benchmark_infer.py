@@ -15,7 +15,7 @@ from affect.data.dataset import ClipDataset, open_datasets
 from affect.infer import Answerer, inference_device
 from affect.layouts import LAYOUTS
 from affect.models.affectgpt import AffectGPT, build_affectgpt
-from benchmark_world import PRESETS, make_world
+from benchmark_world import PRESETS, make_world, peak_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"batch_{args.batch_size}": batched.pop("figures"),
         "faster": round(single["seconds"] / batched["seconds"], 2),
         "same_answers": sum(a == b for a, b in zip(single["answers"], batched["answers"], strict=True)),
+        **peak_memory(device),
     }
 
 
@@ -65,7 +66,8 @@ def _answer(
     config = config.model_copy(deep=True)
     config.inference.batch_size = batch_size
     answerer = Answerer(model, config, dataset.config.face_or_frame)
-    answers = []
+    answers, sizes = [], []
+    answerer.look = lambda batch: sizes.append((int(batch.attention_mask.sum()), batch.attention_mask.numel()))
     start = time.perf_counter()
     for answer in answerer.answer_dataset(dataset):
         answers.append(answer.answer)
@@ -74,5 +76,10 @@ def _answer(
     seconds = time.perf_counter() - start
     rate = len(answers) / seconds
     tokens = rate * config.inference.max_new_tokens  # random weights hardly ever end an answer
-    figures = {"clips_per_second": round(rate, 3), "new_tokens_per_second": round(tokens, 1)}
+    shown, cells = (sum(part) for part in zip(*sizes, strict=True))
+    figures = {
+        "clips_per_second": round(rate, 3),
+        "new_tokens_per_second": round(tokens, 1),
+        "padding_share": round(1 - shown / cells, 4),
+    }
     return {"answers": answers, "seconds": seconds, "figures": figures}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from affect.config import Config
-from affect.data.dataset import TrainingSamples, open_datasets, query_tokens
+from affect.data.dataset import Features, TrainingSamples, open_datasets, query_tokens
 from affect.data.prompts import load_prompts
 from affect.layouts import LAYOUTS
 from affect.models.affectgpt import AffectGPT, build_affectgpt
@@ -24,11 +23,15 @@ from affect.schema import Batch
 from affect.train.launch import start_accelerator
 from affect.train.loop import build_optimizer, prepare, training_loader
 from affect.train.step import to_device, training_step
-from benchmark_world import PRESETS, make_world
+from benchmark_extract import use_random_weights
+from benchmark_world import PRESETS, clip_names, link_videos, make_world, peak_memory
+from extractors.live import live_stores
 
 WARM_UP = 3
 BLOCK = 5
 """Steps that a way is timed for before the other takes its turn."""
+LIVE_STEPS = 3
+"""Steps with encoders of the true size, which take long."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gradient_checkpointing", action="store_true")
     add("--compile", action="store_true")
     add("--plain", action="store_true", help="also time a loop that computes all logits and batches clips as they come")
+    add(
+        "--live_from",
+        type=Path,
+        help="videos: also train with CLIP and HuBERT of the true size reading them on the fly",
+    )
     add("--threads", type=int, default=2, help="processor threads")
 
 
@@ -108,6 +116,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ways = {"affect": _ours(config, accelerator)}
         if args.plain:
             ways["plain"] = _plain(config, accelerator)
+        live = _live(config, accelerator, args.live_from, Path(folder)) if args.live_from else None
         for way in ways.values():
             way.run(WARM_UP, timed=False)
         if accelerator.device.type == "cuda":
@@ -115,6 +124,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for _ in range(args.steps // BLOCK):
             for way in ways.values():
                 way.run(BLOCK, timed=True)
+        if live:
+            live.run(1, timed=False)
+            live.run(LIVE_STEPS, timed=True)
+            ways["live"] = live
         parameters = _language_parameters(config)
         figures = {name: way.figures(parameters) for name, way in ways.items()}
         return {
@@ -131,9 +144,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         }
 
 
-def _ours(config: Config, accelerator: Accelerator) -> Way:
+def _ours(config: Config, accelerator: Accelerator, stores: Mapping[str, Features] | None = None) -> Way:
     """The loop of affect.train, one step at a time."""
-    model, samples = _model(config), _samples(config)
+    model, samples = _model(config), _samples(config, stores)
     optimizer = build_optimizer(model, config.run)
     loader = training_loader(config, model, samples, 0, accelerator)
     wrapped, optimizer = prepare(config.run, model, optimizer, accelerator)
@@ -171,9 +184,22 @@ def _model(config: Config) -> AffectGPT:
     return build_affectgpt(config.model, layouts, dtype, config.run.gradient_checkpointing)
 
 
-def _samples(config: Config) -> TrainingSamples:
+def _live(config: Config, accelerator: Accelerator, videos: Path, root: Path) -> Way:
+    """The same loop, with frames, faces and sound encoded when a clip is asked for."""
+    use_random_weights(["CLIP_VIT_LARGE", "HUBERT_LARGE"], root / "weights")
+    link_videos(videos, root / "video", clip_names(config))
+    config = config.model_copy(deep=True)
+    config.model.skip_encoders = False
+    config.run.num_workers = 0  # encoder and model share the processor
+    section = config.datasets["random"]
+    section.use_preextracted_features, section.video_root = False, str(root / "video")
+    return _ours(config, accelerator, live_stores(config, str(accelerator.device)))
+
+
+def _samples(config: Config, stores: Mapping[str, Features] | None = None) -> TrainingSamples:
     prompts = load_prompts(config.model.prompt_file)
-    return TrainingSamples(open_datasets(config, "train"), prompts, query_tokens(config.model), config.run.seed)
+    datasets = open_datasets(config, "train", stores)
+    return TrainingSamples(datasets, prompts, query_tokens(config.model), config.run.seed)
 
 
 def _language_parameters(config: Config) -> int:
@@ -185,20 +211,19 @@ def _language_parameters(config: Config) -> int:
 
 
 def _ratio(figures: dict[str, dict[str, Any]]) -> dict[str, float]:
-    if "plain" not in figures:
-        return {}
-    return {
-        "affect_over_plain": round(figures["affect"]["samples_per_second"] / figures["plain"]["samples_per_second"], 3)
-    }
+    own = figures["affect"]["samples_per_second"]
+    others = {name: each["samples_per_second"] for name, each in figures.items() if name != "affect"}
+    return {f"affect_over_{name}": round(own / rate, 3) for name, rate in others.items()}
 
 
 def _memory(device: torch.device, parameters: int, figures: dict[str, Any]) -> dict[str, Any]:
     """Return peak memory and, on a GPU, the share of what its matrix products alone reach."""
+    peak = peak_memory(device)  # before the matrix products take theirs
     if device.type != "cuda":
-        return {"peak_resident_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)}
+        return peak
     reachable = _matmul_tflops(device)
     return {
-        "peak_gpu_gb": round(torch.cuda.max_memory_allocated(device) / 2**30, 2),
+        **peak,
         "matmul_tflops_per_second": round(reachable, 1),
         "utilisation_of_matmul": round(figures["model_tflops_per_second"] / reachable, 3),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from affect.config import Config, parse_config
+from affect.data.manifest import read_clips
 from affect.data.prompts import DEFAULT_PROMPTS
 from affect.facs import ACTION_UNITS
 from affect.schema import STORED_MODALITIES
 from affect.store import FeatureStore
+from extractors.media import VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def save_tokenizer(folder: Path) -> None:
     words = [f"{unit.name} {unit.muscle} {unit.part} {unit.movement}" for unit in ACTION_UNITS.values()]
     trainer = trainers.BpeTrainer(
         vocab_size=4000,
+        show_progress=False,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
@@ -103,6 +108,28 @@ def make_world(preset: Preset, root: Path, clips: int, batch_size: int, device: 
     if not (root / "clips.csv").is_file():
         _write_clips(config, root / "clips.csv", clips, tokenizer)
     return config
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Return the most memory used so far: on a GPU since its figures were last reset."""
+    if device.type == "cuda":
+        return {"peak_gpu_gb": round(torch.cuda.max_memory_allocated(device) / 2**30, 2)}
+    return {"peak_resident_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)}
+
+
+def clip_names(config: Config) -> list[str]:
+    """Return the clips of a world."""
+    return [clip.name for clip in read_clips("random", config.datasets["random"])]
+
+
+def link_videos(videos: Path, folder: Path, names: list[str]) -> None:
+    """Put a link to one of the videos into a folder for every name, taking turns."""
+    found = sorted(path for path in videos.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+    if not found:
+        raise ValueError(f"{videos}: expected videos, found none")
+    folder.mkdir()
+    for name, path in zip(names, cycle(found), strict=False):
+        (folder / f"{name}{path.suffix}").symlink_to(path.resolve())
 
 
 def _write_clips(config: Config, table: Path, clips: int, tokenizer: PreTrainedTokenizerFast) -> None:

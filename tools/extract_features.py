@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--device", default="cpu", help="where encoders and language model run, e.g. cuda:0")
     add("--devices", type=_devices, default=(), help="several, e.g. cuda:0,cuda:1: a process and a shard for each")
     add("--num_workers", type=_positive, default=2, help="processes that decode clips, for each device")
-    add("--time_limit", type=float, default=60.0, help="seconds that measuring and decoding one clip may take")
+    add("--time_limit", type=_seconds, default=60.0, help="seconds that measuring and decoding one clip may take")
     add("--num-shards", "--num_shards", type=_positive, default=1, help="parts that the clips are divided into")
     add("--shard-index", "--shard_index", type=int, default=0, help="which of them to do, from 0")
     add("--engine", default="local", choices=["local", "ray"], help="ray: a pool of actors on a Ray cluster")
@@ -190,13 +191,15 @@ def ambiguous_names(video_root: Path | None) -> frozenset[str]:
 def run_on_devices(args: argparse.Namespace, arguments: list[str]) -> int:
     """Run this script once for each device, each on a shard of its own; return the worst exit code."""
     processes = []
-    for i, device in enumerate(args.devices):
+    for i, (name, environment) in enumerate([only_device(device) for device in args.devices]):
         index, count = args.shard_index * len(args.devices) + i, args.num_shards * len(args.devices)
-        name, environment = only_device(device)
         own = ["--devices", "", "--device", name, "--num-shards", str(count), "--shard-index", str(index)]
         quiet = ["--no-progress"] if i else []  # two bars would draw over each other
         processes.append(subprocess.Popen([sys.executable, __file__, *arguments, *own, *quiet], env=environment))
-    return max(abs(process.wait()) for process in processes)
+    try:
+        return max(abs(process.wait()) for process in processes)
+    except KeyboardInterrupt:  # which the processes got too; they write down what they have
+        return max(abs(process.wait()) for process in processes)
 
 
 def only_device(device: str) -> tuple[str, dict[str, str]]:
@@ -209,7 +212,13 @@ def only_device(device: str) -> tuple[str, dict[str, str]]:
         return device, environment
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     number = device.removeprefix("cuda:")
-    environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(number)] if visible else number
+    known = visible.split(",") if visible else None
+    if not number.isdecimal() or (known and int(number) >= len(known)):
+        raise ValueError(
+            f"--devices: {device} does not exist (CUDA_VISIBLE_DEVICES is {visible or 'not set'}); expected cuda:0 and "
+            "so on, as many as this process may use"
+        )
+    environment["CUDA_VISIBLE_DEVICES"] = known[int(number)] if known else number
     return "cuda:0", environment
 
 
@@ -219,7 +228,8 @@ def run_on_ray(settings: Settings, names: list[str], writer: str, actors: int | 
 
     # the pool draws no bars: Ray shows its own
     report = ray_engine.run_on_ray(replace(settings, progress=False), names, actors)
-    plan = Session(settings).plan(names, writer)
+    # this machine may have neither the weights nor the device of the pool, and no width is needed any more
+    plan = settings.plan(names, writer, dim=lambda stream: 0)
     sum_up(plan, report)
     print_summary(plan, report)
     return 1 if report.failures or report.stopped else 0
@@ -228,7 +238,7 @@ def run_on_ray(settings: Settings, names: list[str], writer: str, actors: int | 
 def print_summary(plan: Plan, report: RunReport) -> None:
     """Print what was made, what was there, which clips have no face or sound, what failed, and where time went."""
     table = Table(title=f"{plan.dataset}: {report.clips} clips", show_header=False)
-    for what in ("au_text", *map(str, plan.specs)):
+    for what in ("au_json", "au_text", *map(str, plan.specs)):
         table.add_row(f"{what} made", str(report.made[what]))
     table.add_row("complete before", str(report.complete))
     table.add_row("without a face", _some(report.faceless))
@@ -273,6 +283,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, found {text!r}")
+    return seconds
+
+
 def _devices(text: str) -> tuple[str, ...]:
     return tuple(device.strip() for device in text.split(",") if device.strip())
 
@@ -290,3 +310,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted before the first clip")

@@ -166,8 +166,17 @@ def _after_epoch(run: Run, new: TrainState, before: TrainState) -> TrainState:
 
 
 def _save(run: Run, state: TrainState) -> Path | None:
-    """Write a checkpoint; every process takes part, the main one writes and returns the folder."""
+    """Write a checkpoint; every process takes part, the main one writes and returns the folder.
+
+    Raises FloatingPointError where a weight is not finite: a loss can be while its gradient is not.
+    """
     weights, optimizer = whole_weights(run.model), whole_optimizer(run.optimizer)
+    broken = [name for part in weights for name, value in part.items() if not value.isfinite().all()]
+    if broken:
+        raise FloatingPointError(
+            f"step {state.step}: weights are not finite ({broken[0]} and {len(broken) - 1} more); lower run.init_lr or "
+            "set run.max_grad_norm; the last checkpoint is kept"
+        )
     path = None
     if run.accelerator.is_main_process:
         scaler = run.accelerator.scaler

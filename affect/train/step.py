@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,11 +87,4 @@ def _backward(model: torch.nn.Module, batch: Batch, share: Tensor, accelerator: 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return a batch with its tensors on `device`."""
-    moved = {}
-    for field in dataclasses.fields(batch):
-        value = getattr(batch, field.name)
-        if isinstance(value, Tensor):
-            moved[field.name] = value.to(device, non_blocking=True)
-        elif isinstance(value, dict):
-            moved[field.name] = {stream: tensor.to(device, non_blocking=True) for stream, tensor in value.items()}
-    return dataclasses.replace(batch, **moved)
+    return batch.each(lambda tensor: tensor.to(device, non_blocking=True))

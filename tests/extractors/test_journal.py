@@ -1,6 +1,7 @@
 """The log of clips: it survives kills, belongs to one process, and its tables sum up all workers."""
 
 import csv
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,18 @@ def test_what_was_noted_is_read_back(tmp_path):
     )
     state = read_states(tmp_path)["ä b"]
     assert (state.failures, state.faceless, state.silent, state.reader) == ({"face": failure}, True, False, "pyav")
+
+
+def test_a_clip_without_a_name_leaves_the_log_readable(tmp_path):
+    note(tmp_path, "0of1", ClipRecord("", failures={"name": Failure("it is empty")}))
+    assert read_states(tmp_path)[""].failures == {"name": Failure("it is empty")}
+
+
+def test_a_full_disk_is_told_once(tmp_path):
+    with Path("/dev/full").open("ab") as full, Journal(tmp_path, "0of1") as journal:
+        journal._file = full
+        with pytest.raises(OSError, match="No space left"):
+            journal.append(ClipRecord("a"))
 
 
 def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path):

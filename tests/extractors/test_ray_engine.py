@@ -5,6 +5,8 @@ import pytest
 from toy_clips import write_clips
 
 import extract_features
+from extractors.journal import ClipRecord, Failure, Journal
+from extractors.pipeline import RunReport
 
 
 def arguments(tmp_path, *more):
@@ -23,7 +25,21 @@ def test_a_pool_of_actors_fills_the_same_store(tmp_path, capsys, monkeypatch):
     assert len(np.load(root / "audio_PROSODY_8clips" / "c.npy")) == 8
     assert sorted(path.stem for path in (root / "frame_DCT_8frms").glob("*.npy")) == ["a", "b"]
     assert (root / "failures.csv").read_text().count("c,") == 2
-    assert "ray-" in next((root / "journal").iterdir()).name
+    assert "ray-" in next((root / "journal").glob("*.jsonl")).name
+
+
+def test_the_summary_needs_neither_weights_nor_device_of_the_pool(tmp_path, capsys, monkeypatch):
+    def pool(settings, names, actors):
+        with Journal(settings.store("ray-1").root, "ray-1") as journal:
+            journal.append(ClipRecord("b", made=["frame"]))
+            journal.append(ClipRecord("a", failures={"frame": Failure("it is no video")}))
+        return RunReport(len(names))
+
+    monkeypatch.setattr("extractors.ray_engine.run_on_ray", pool)
+    write_clips(tmp_path / "clips", ["a", "b"])
+    more = ["--device", "cuda:7", "--visual_encoder", "hf:/no/such/folder"]
+    assert extract_features.main([*arguments(tmp_path), *more]) == 1
+    assert "it is no video" in (tmp_path / "out" / "toy" / "failures.csv").read_text()
 
 
 def test_without_the_package_one_sentence_says_so(tmp_path, monkeypatch):

@@ -2,12 +2,14 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 from affect.schema import Modality
 from extractors.clip import ClipTask, PreparedClip
 from extractors.media import MediaTask
+from extractors.openface import run_openface
 from extractors.workers import ClipWorkers
 
 
@@ -27,6 +29,13 @@ def stand_in(task: ClipTask) -> PreparedClip:
     return clip
 
 
+def run_tool(task: ClipTask) -> PreparedClip:
+    """Stands for measuring a clip with a tool that never returns; the clip's name is its video."""
+    video = Path(task.name)
+    run_openface(video, video.parent, str(video.parent / "tool"))
+    return PreparedClip(task.name)
+
+
 @pytest.fixture
 def prepare(monkeypatch):
     monkeypatch.setattr("extractors.workers.prepare_clip", stand_in)
@@ -44,6 +53,35 @@ def test_a_clip_that_hangs_or_kills_its_worker_costs_only_itself(prepare):
     assert set(clips) == set(names)
     assert {name for name, clip in clips.items() if clip.errors} == {"hangs", "dies"}
     assert "longer than 3 s" in clips["hangs"].errors[Modality.FRAME]
+    assert clips["hangs"].seconds == {"decode": 6}  # decord would have had its 3 s before PyAV
+
+
+def test_what_still_runs_is_ended_when_nobody_waits_for_it(monkeypatch):
+    monkeypatch.setattr("extractors.workers.prepare_clip", stand_in)
+    started = []
+    with ClipWorkers(count=2, time_limit=600) as workers:
+        start = workers._start
+        monkeypatch.setattr(workers, "_start", lambda task: started.append(start(task)) or started[-1])
+        clips = workers.prepare([task("hangs"), task("x"), task("hangs too")])
+        next(clips)
+        clips.close()
+        assert [future.cancelled() for future in started] == [True, False, True]
+
+
+def test_openface_ends_with_the_worker_that_started_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("extractors.workers.prepare_clip", run_tool)
+    tool = tmp_path / "tool"
+    tool.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/process\nsleep 20\ntouch {tmp_path}/survived\n")
+    tool.chmod(0o755)
+    (tmp_path / "a.mp4").touch()
+    with ClipWorkers(count=1, time_limit=3) as workers:
+        ((_, clip),) = workers.prepare([task(str(tmp_path / "a.mp4"), "pyav")])
+    assert clip.errors
+    process = Path(f"/proc/{(tmp_path / 'process').read_text().strip()}")
+    while process.exists():  # it ends of itself, which the next line then finds
+        time.sleep(0.05)
+    assert not (tmp_path / "survived").exists()
+    assert not list(tmp_path.glob(".openface*"))
 
 
 def test_a_clip_that_hangs_holds_up_no_other(monkeypatch):

@@ -210,8 +210,24 @@ def test_each_device_does_a_shard_of_its_own(tmp_path, capfd):
     write_clips(tmp_path / "clips", [f"clip {i}" for i in range(6)])
     assert extract_features.main(shard_arguments(tmp_path, "--devices", "cpu,cpu")) == 0
     assert len(made(tmp_path)) == 24
-    logs = sorted(path.name for path in (tmp_path / "out" / "toy" / "journal").iterdir())
+    logs = sorted(path.name for path in (tmp_path / "out" / "toy" / "journal").glob("*.jsonl"))
     assert logs == ["0of2.jsonl", "1of2.jsonl"]
+
+
+@pytest.mark.parametrize("devices", ["cuda:0,cuda:1", "cuda:x"])
+def test_a_device_that_does_not_exist_is_refused_before_any_process_starts(tmp_path, monkeypatch, devices):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(extract_features.subprocess, "Popen", None)
+    with pytest.raises(ValueError, match=f"{devices[-6:]} does not exist"):
+        extract_features.main(shard_arguments(tmp_path, "--devices", devices))
+    assert extract_features.only_device("cuda:0")[1]["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "long"])
+def test_a_time_limit_that_is_none_is_refused(tmp_path, text, capsys):
+    with pytest.raises(SystemExit):
+        extract_features.main(shard_arguments(tmp_path, f"--time_limit={text}"))
+    assert "expected a number of seconds above 0" in capsys.readouterr().err
 
 
 def write_sound_only(path):

@@ -64,6 +64,18 @@ def test_a_loss_that_is_not_finite_moves_nothing(parts):
     assert all((model.trainable()[name] == weight).all() for name, weight in before.items())
 
 
+def test_a_loader_that_pins_memory_pins_every_tensor_of_a_batch(parts, monkeypatch):
+    _, samples, collator, _ = parts
+    batch = collator([samples[Draw(0, 0)]])
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    there = torch.utils.data._utils.pin_memory.pin_memory(batch)
+    assert len(pinned) == 3 + len(batch.features) + len(batch.masks)
+    assert there.names == batch.names
+    assert there.input_ids is not batch.input_ids
+    assert all(torch.equal(there.features[stream], array) for stream, array in batch.features.items())
+
+
 def test_padding_is_counted(parts):
     model, samples, collator, accelerator = parts
     batch = collator([samples[Draw(i, 0)] for i in range(8)])

@@ -163,3 +163,20 @@ def test_a_loss_that_is_not_finite_names_the_clips_and_keeps_the_checkpoint(tiny
     (kept,) = list_checkpoints(tmp_path / "run")
     assert read_state(kept).epoch == 1
     assert np.isfinite(losses(kept)).all()
+
+
+def test_weights_that_are_not_finite_are_not_written(tiny_world, tmp_path, monkeypatch):
+    """The last step of an epoch can have a finite loss and a gradient that is not."""
+    step, count = affect.train.loop.training_step, iter(range(10**6))
+
+    def broken_step(model, *arguments, **settings):
+        report = step(model, *arguments, **settings)
+        if next(count) == 7:
+            next(iter(model.trainable().values())).data.fill_(float("nan"))
+        return report
+
+    monkeypatch.setattr(affect.train.loop, "training_step", broken_step)
+    with pytest.raises(FloatingPointError, match=r"step 8: weights are not finite \(\S+ and 0 more\)"):
+        run(tiny_world, tmp_path)
+    (kept,) = list_checkpoints(tmp_path / "run")
+    assert read_state(kept).epoch == 1

@@ -65,6 +65,14 @@ def test_a_split_that_the_table_does_not_have_is_refused_before_training(tiny_wo
     assert not list_checkpoints(tmp_path / "run")
 
 
+def test_a_held_out_split_that_is_trained_on_is_noticed(tiny_world, tmp_path, caplog):
+    table = pd.read_csv(tmp_path / "clips.csv")
+    table.drop(columns="split").to_csv(tmp_path / "clips.csv", index=False)
+    tiny_world.run.val_split, tiny_world.run.max_epoch, tiny_world.run.iters_per_epoch = "test", 1, 2
+    run(tiny_world, tmp_path)
+    assert "12 of its 12 clips are trained on" in caplog.text
+
+
 def test_states_of_older_runs_are_read(tmp_path):
     (tmp_path / "state.json").write_text(json.dumps({"epoch": 1, "step": 4, "loss": 2.0, "finished": False}))
     assert read_state(tmp_path).best_epoch is None
