@@ -15,7 +15,7 @@ from affect.data.dataset import ClipDataset, open_datasets
 from affect.infer import Answerer, inference_device
 from affect.layouts import LAYOUTS
 from affect.models.affectgpt import AffectGPT, build_affectgpt
-from benchmark_world import PRESETS, make_world, peak_memory
+from benchmark_world import PRESETS, language_parameters, make_world, matmul_tflops, peak_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "faster": round(single["seconds"] / batched["seconds"], 2),
         "same_answers": sum(a == b for a, b in zip(single["answers"], batched["answers"], strict=True)),
         **peak_memory(device),
+        **({"matmul_tflops_per_second": round(matmul_tflops(device), 1)} if device.type == "cuda" else {}),
     }
 
 
@@ -77,9 +78,16 @@ def _answer(
     rate = len(answers) / seconds
     tokens = rate * config.inference.max_new_tokens  # random weights hardly ever end an answer
     shown, cells = (sum(part) for part in zip(*sizes, strict=True))
+    flops = 2 * language_parameters(config) * (shown + tokens * seconds)
+    start = time.perf_counter()
+    for index in range(len(answers)):
+        dataset.features(index)
+    waited = time.perf_counter() - start  # features are read between batches, by the same process
     figures = {
         "clips_per_second": round(rate, 3),
         "new_tokens_per_second": round(tokens, 1),
         "padding_share": round(1 - shown / cells, 4),
+        "data_wait_share": round(waited / seconds, 4),
+        "model_tflops_per_second": round(flops / seconds / 1e12, 4),
     }
     return {"answers": answers, "seconds": seconds, "figures": figures}

@@ -24,7 +24,15 @@ from affect.train.launch import start_accelerator
 from affect.train.loop import build_optimizer, prepare, training_loader
 from affect.train.step import to_device, training_step
 from benchmark_extract import use_random_weights
-from benchmark_world import PRESETS, clip_names, link_videos, make_world, peak_memory
+from benchmark_world import (
+    PRESETS,
+    clip_names,
+    language_parameters,
+    link_videos,
+    make_world,
+    matmul_tflops,
+    peak_memory,
+)
 from extractors.live import live_stores
 
 WARM_UP = 3
@@ -128,7 +136,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             live.run(1, timed=False)
             live.run(LIVE_STEPS, timed=True)
             ways["live"] = live
-        parameters = _language_parameters(config)
+        parameters = language_parameters(config)
         figures = {name: way.figures(parameters) for name, way in ways.items()}
         return {
             "benchmark": "train",
@@ -202,14 +210,6 @@ def _samples(config: Config, stores: Mapping[str, Features] | None = None) -> Tr
     return TrainingSamples(datasets, prompts, query_tokens(config.model), config.run.seed)
 
 
-def _language_parameters(config: Config) -> int:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.model.llama_model))
-    return sum(weight.numel() for weight in model.parameters()) - model.get_input_embeddings().weight.numel()
-
-
 def _ratio(figures: dict[str, dict[str, Any]]) -> dict[str, float]:
     own = figures["affect"]["samples_per_second"]
     others = {name: each["samples_per_second"] for name, each in figures.items() if name != "affect"}
@@ -221,25 +221,12 @@ def _memory(device: torch.device, parameters: int, figures: dict[str, Any]) -> d
     peak = peak_memory(device)  # before the matrix products take theirs
     if device.type != "cuda":
         return peak
-    reachable = _matmul_tflops(device)
+    reachable = matmul_tflops(device)
     return {
         **peak,
         "matmul_tflops_per_second": round(reachable, 1),
         "utilisation_of_matmul": round(figures["model_tflops_per_second"] / reachable, 3),
     }
-
-
-def _matmul_tflops(device: torch.device, side: int = 8192, rounds: int = 20) -> float:
-    """Return what a plain bfloat16 matrix product reaches on this device."""
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3):
-        a @ b
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(rounds):
-        a @ b
-    torch.cuda.synchronize()
-    return 2 * side**3 * rounds / (time.perf_counter() - start) / 1e12
 
 
 def _device_name(device: torch.device) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from affect.config import Config, parse_config
 from affect.data.manifest import read_clips
@@ -152,3 +153,23 @@ def _write_clips(config: Config, table: Path, clips: int, tokenizer: PreTrainedT
             array /= np.linalg.norm(array, axis=1, keepdims=True)
             store.write(spec, name, array, {})
     pd.DataFrame(rows).to_csv(table, index=False)
+
+
+def language_parameters(config: Config) -> int:
+    """Return how many weights of the language model every token goes through."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.model.llama_model))
+    return sum(weight.numel() for weight in model.parameters()) - model.get_input_embeddings().weight.numel()
+
+
+def matmul_tflops(device: torch.device, side: int = 8192, rounds: int = 20) -> float:
+    """Return what a plain bfloat16 matrix product reaches on this device."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(rounds):
+        a @ b
+    torch.cuda.synchronize()
+    return 2 * side**3 * rounds / (time.perf_counter() - start) / 1e12

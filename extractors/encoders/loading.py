@@ -23,9 +23,17 @@ class WeightsError(ValueError):
 
 
 def precision(device: str) -> torch.dtype:
-    """Return the numbers that a device computes in: float32, on CUDA bfloat16, or float16 where it is older."""
+    """Return the numbers that a device computes in: float32, on CUDA bfloat16, or float16 where it is older.
+
+    Raises WeightsError for a CUDA device on a machine where torch finds none.
+    """
     if torch.device(device).type != "cuda":
         return torch.float32
+    if not torch.cuda.is_available():
+        raise WeightsError(
+            f"device {device} is asked for, but torch finds no GPU here; expected a CUDA build of torch and a driver, "
+            "so install both or use the device cpu"
+        )
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 

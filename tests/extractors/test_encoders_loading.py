@@ -74,11 +74,18 @@ def test_precision_is_full_on_cpu_and_half_on_cuda_as_the_card_allows(monkeypatc
         asked.append(including_emulation)
         return len(asked) == 1
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert precision("cpu") == torch.float32
     assert precision("cuda") == torch.bfloat16
     assert precision("cuda:1") == torch.float16
     assert asked == [False, False]  # an emulated bfloat16 is slower than float32
+
+
+def test_a_gpu_that_is_not_there_is_told_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(WeightsError, match=r"device cuda:0 is asked for, but torch finds no GPU"):
+        precision("cuda:0")
 
 
 def at_precision(monkeypatch, dtype: torch.dtype) -> None:
