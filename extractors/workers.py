@@ -109,17 +109,19 @@ def _failed(task: ClipTask, reason: str) -> PreparedClip:
 
 def _work(prepare: Callable[[ClipTask], PreparedClip], task: ClipTask) -> PreparedClip:
     """Prepare a clip in a worker; when that is told to stop, end, after whatever cleans up behind itself did."""
+    # an exception and no sudden end: OpenFace is a process of its own, and whoever started it has to stop it
+    idle = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         return prepare(task)
     except SystemExit:
         os._exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, idle)
 
 
 def _set_up(parent: int) -> None:
     """Keep this worker to one processor, and end it soon after its parent, even while it hangs in native code."""
     cv2.setNumThreads(1)
-    # an exception and no sudden end: OpenFace is a process of its own, and whoever started it has to stop it
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
     def watch() -> None:
         while os.getppid() == parent:
