@@ -1,63 +1,19 @@
-"""The LLM makers: prompts, batching, adapters, refusals; on a tiny random model, with a stand-in for vLLM."""
+"""The LLM makers: prompts, batching, adapters, refusals; on a tiny random model."""
 
 import shutil
-import sys
 from collections import Counter
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
+from toy_agent import CLIPS, DISTINCT, FRAMES, NO_SYSTEM, with_template
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from affect.au_json import AuAnalysis, sentences
 from affect.conversation import SYSTEM, question_ids
 from extractors.au_agent import AuAgent, build_agent
 from extractors.au_text import frame_prompt
-
-FRAMES = [
-    {"AU12_r": 1.5},
-    {},
-    {"AU01_r": 2.77, "AU02_r": 0.89, "AU04_r": 3.27, "AU26_r": 1.54, "AU25_r": 2.0},
-    {"AU06_r": 0.84, "AU07_r": 1.8},
-    {"AU45_r": 4.0},
-]
-
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + TEMPLATE
-
-
-def _with_template(base, folder, template):
-    """Copy a model and give its tokenizer a chat template."""
-    shutil.copytree(base, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def plain_llm(tiny_llm, tmp_path_factory):
-    """Folder of a tiny language model without a chat template, whose weights are large enough to heed the prompt."""
-    folder = tmp_path_factory.mktemp("plain") / "llm"
-    shutil.copytree(tiny_llm, folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    torch.manual_seed(2)
-    for weight in model.parameters():
-        if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=0.5)
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def chat_llm(plain_llm, tmp_path_factory):
-    """The same model with a chat template."""
-    return _with_template(plain_llm, tmp_path_factory.mktemp("chat") / "llm", TEMPLATE)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +73,7 @@ def test_template_and_tokenizer_do_not_both_open_the_text(chat_llm, plain_llm, m
 
 
 def test_template_that_knows_no_system_turn_gets_the_rules_from_the_user(plain_llm, tmp_path, monkeypatch):
-    agent, seen = AuAgent(_with_template(plain_llm, tmp_path / "llm", NO_SYSTEM), max_new_tokens=1), []
+    agent, seen = AuAgent(with_template(plain_llm, tmp_path / "llm", NO_SYSTEM), max_new_tokens=1), []
     monkeypatch.setattr(agent.model, "generate", lambda input_ids, **_: seen.append(input_ids) or input_ids)
     agent.describe([{}])
     text = agent.tokenizer.decode(seen[0][0])
@@ -248,22 +204,6 @@ def test_a_padding_token_that_the_model_does_not_know_is_not_needed(tiny_llm, tm
 
 # -- many clips ------------------------------------------------------------------------------------
 
-UNITS = ["AU01_r", "AU02_r", "AU04_r", "AU06_r", "AU07_r", "AU10_r", "AU12_r", "AU25_r"]
-
-
-def _clip(name: str, *frames: dict[str, float]) -> tuple[AuAnalysis, list[int]]:
-    """A clip of frames with these active AUs, and the indices of all of them."""
-    described = [{"frame": i, "active_aus": aus} for i, aus in enumerate(frames, 1)]
-    return AuAnalysis(source_path=name, per_frame_au_descriptions=described), list(range(len(frames)))
-
-
-CLIPS = [
-    _clip("a.mp4", {}, dict.fromkeys(UNITS[:2], 1.5)),
-    _clip("b.mp4", dict.fromkeys(UNITS, 2.25), {}, {"AU12_r": 3.0}),
-    _clip("c.mp4", dict.fromkeys(UNITS[:5], 0.9), dict.fromkeys(UNITS[:2], 1.5)),
-]
-DISTINCT = 5
-
 
 def _count_generated(agent, monkeypatch) -> list[tuple[int, int]]:
     """Return a list that collects the shape of every batch from here on."""
@@ -363,89 +303,3 @@ def test_clips_after_clips_need_one_load(chat_llm, monkeypatch):
     for clip in CLIPS:
         agent.describe_clips([clip])
     assert len(loads) == 1
-
-
-# -- backends --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def vllm(monkeypatch):
-    """A stand-in for the module that answers with the same weights through transformers; it keeps what it was given."""
-    given = SimpleNamespace(engine=None, calls=[])
-
-    class LLM:
-        def __init__(self, model, **engine):
-            given.engine = engine
-            self.tokenizer = AutoTokenizer.from_pretrained(model)
-            self.model = AutoModelForCausalLM.from_pretrained(model)
-
-        def get_default_sampling_params(self):
-            return SimpleNamespace(temperature=0.7, max_tokens=16)
-
-        def generate(self, prompts, sampling_params, *, use_tqdm, lora_request):
-            given.calls.append((prompts, sampling_params, lora_request))
-            return [SimpleNamespace(outputs=[SimpleNamespace(text=self.answer(p, sampling_params))]) for p in prompts]
-
-        def answer(self, prompt, sampling):
-            ids = torch.tensor([prompt["prompt_token_ids"]])
-            made = self.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=sampling.max_tokens
-            )
-            return self.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
-
-    module, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
-    module.LLM, module.SamplingParams = LLM, SimpleNamespace
-    request.LoRARequest = lambda name, number, path: (name, number, path)
-    for part in (module, lora, request):
-        monkeypatch.setitem(sys.modules, part.__name__, part)
-    monkeypatch.delitem(sys.modules, "extractors.au_agent_vllm", raising=False)
-    yield given
-    sys.modules.pop("extractors.au_agent_vllm", None)  # it has the stand-in inside
-
-
-def test_backends_ask_and_answer_alike(chat_llm, vllm):
-    agent = build_agent(chat_llm, device="cuda", backend="vllm", max_new_tokens=10)
-    assert agent.describe_clips(CLIPS) == build_agent(chat_llm, max_new_tokens=10).describe_clips(CLIPS)
-    ((prompts, sampling, lora),) = vllm.calls
-    assert len(prompts) == DISTINCT and lora is None and vllm.engine == {}
-    assert (sampling.temperature, sampling.max_tokens) == (0.0, 10)
-
-
-def test_adapter_reaches_vllm_with_room_for_its_rank(chat_llm, vllm, tmp_path):
-    config = LoraConfig(r=4, rank_pattern={"q_proj": 20}, target_modules="all-linear")
-    get_peft_model(AutoModelForCausalLM.from_pretrained(chat_llm), config).save_pretrained(tmp_path)
-    agent = build_agent(chat_llm, tmp_path, "cuda:0", "vllm", gpu_memory_utilization=0.5, max_new_tokens=2)
-    agent.describe(FRAMES)
-    assert vllm.engine == {"enable_lora": True, "max_lora_rank": 32, "gpu_memory_utilization": 0.5}
-    assert vllm.calls[0][2] == ("au_agent", 1, str(tmp_path))
-    assert str(tmp_path) in agent.made_by
-
-
-def test_sampling_on_vllm_follows_the_models_own_settings(chat_llm, vllm):
-    build_agent(chat_llm, device="cuda", backend="vllm", max_new_tokens=3, do_sample=True).describe([{}, {}])
-    ((prompts, sampling, _),) = vllm.calls
-    assert len(prompts) == 2 and (sampling.temperature, sampling.max_tokens) == (0.7, 3)
-
-
-def test_vllm_is_refused_what_it_cannot_do(chat_llm, vllm, tmp_path):
-    for device in ("cpu", "cuda:1"):
-        with pytest.raises(ValueError, match=f"device is '{device}', but vllm takes the first GPU"):
-            build_agent(chat_llm, device=device, backend="vllm")
-    with pytest.raises(FileNotFoundError, match=r"the model folder .*gone does not exist"):
-        build_agent(tmp_path / "gone", device="cuda", backend="vllm")
-    with pytest.raises(ValueError, match=r"with adapter .* cannot be loaded"):
-        build_agent(chat_llm, tmp_path, "cuda", "vllm")
-
-
-def test_absence_of_vllm_is_said_in_one_sentence(chat_llm, monkeypatch):
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    monkeypatch.delitem(sys.modules, "extractors.au_agent_vllm", raising=False)
-    with pytest.raises(
-        ImportError, match=r"^AU agent: backend vllm needs .* install affect\[vllm\], or use backend hf$"
-    ):
-        build_agent(chat_llm, device="cuda", backend="vllm")
-
-
-def test_unknown_backend_is_refused(chat_llm):
-    with pytest.raises(ValueError, match="backend 'tgi' is unknown: expected hf or vllm"):
-        build_agent(chat_llm, backend="tgi")
