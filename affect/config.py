@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError
 from pydantic import model_validator as check
 
 from affect.layouts import LAYOUTS
 from affect.schema import Modality
 from affect.store import FeatureSpec
-from affect.typed_yaml import ConfigError, apply_option, describe_fault, drop_not_needed, read_yaml
+from affect.typed_yaml import ConfigError, Section, apply_option, describe_fault, drop_not_needed, read_yaml
 
 FusionType = Literal["qformer", "attention", "mean"]
 QuestionKind = Literal[
@@ -41,11 +41,7 @@ LayoutName = Annotated[str, AfterValidator(_known_layout)]
 Unset = BeforeValidator(_unset)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=False, populate_by_name=True)
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The network: language model, LoRA, fusion, and the widths of the features it reads."""
 
     arch: Literal["affectgpt"] = "affectgpt"
@@ -125,7 +121,7 @@ class ModelConfig(_Section):
         return self.preextracted_au_dim if modality == Modality.AU else self.preextracted_visual_dim
 
 
-class FeatureConfig(_Section):
+class FeatureConfig(Section):
     """Where clips and their features are, and which encoders made them; shared by data sets and inference."""
 
     frame_n_frms: int = Field(8, gt=0)
@@ -179,7 +175,7 @@ class DatasetConfig(FeatureConfig):
     """A table without this column counts as training and test data alike."""
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """How long, how fast and where to train."""
 
     init_lr: float = Field(1e-4, gt=0)
@@ -246,7 +242,7 @@ class RunConfig(_Section):
         return self.max_epoch * self.iters_per_epoch
 
 
-class InferenceConfig(_Section):
+class InferenceConfig(Section):
     """Which checkpoint answers, how it decodes, where the answers go.
 
     Keys that data sets have too (layout, encoders, roots) override the data set's when given.
@@ -300,7 +296,7 @@ class InferenceConfig(_Section):
         return dataset.model_copy(update=given)
 
 
-class Config(_Section):
+class Config(Section):
     """A whole file."""
 
     model: ModelConfig = Field(default_factory=ModelConfig)

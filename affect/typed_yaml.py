@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 logger = logging.getLogger(__name__)
 
 
 class ConfigError(ValueError):
     """Everything that is wrong with a configuration, one line a fault."""
+
+
+class Section(BaseModel):
+    """A section of a file: an unknown key is a fault."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=False, populate_by_name=True)
 
 
 def read_yaml(path: str | Path, options: Sequence[str] = ()) -> dict[str, Any]:

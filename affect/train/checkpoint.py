@@ -18,7 +18,6 @@ import json
 import re
 import shutil
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -33,6 +32,7 @@ from torch.amp import GradScaler
 
 from affect.config import Config, parse_config, save_config
 from affect.models.affectgpt import AffectGPT
+from affect.train.folders import FoundRun, choose_folder, differing_keys
 from affect.train.sharding import load_whole_optimizer
 from affect.train.visualizer import TrainingVisualizer
 
@@ -208,28 +208,14 @@ def run_folder(config: Config, cfg_path: str | Path) -> tuple[Path, Path | None]
     `run.output_dir` holds a run of another configuration.
     """
     asked = Path(config.run.resume_ckpt_path) if config.run.resume_ckpt_path else None
-    name = Path(cfg_path).stem
-    if config.run.output_dir:
-        folder = Path(config.run.output_dir)
-        last = (list_checkpoints(folder) or [None])[-1]
-        differing = _differences(config, read_config(last)) if last else []
-        if differing:
-            raise ValueError(
-                f"{folder} holds a run with other settings ({', '.join(differing)}); "
-                "give another run.output_dir, or remove that folder"
-            )
-        return folder, _further(asked, last)
-    root = Path("output") / name
-    for folder in sorted(root.glob(f"{name}_*"), reverse=True):
-        last = (list_checkpoints(folder) or [None])[-1]
-        if last and not read_state(last).finished and not _differences(config, read_config(last)):
-            return folder, _further(asked, last)
-    folder = new = root / f"{name}_{datetime.now():%Y%m%d%H%M}"
-    number = 1
-    while new.exists():  # two runs of one minute
-        number += 1
-        new = folder.with_name(f"{folder.name}_{number}")
-    return new, asked
+    folder = choose_folder(Path(cfg_path).stem, config.run.output_dir, lambda folder: _look(folder, config))
+    return folder, _further(asked, (list_checkpoints(folder) or [None])[-1])
+
+
+def _look(folder: Path, config: Config) -> FoundRun | None:
+    """Return the run in a folder, compared with a configuration; None where no checkpoint is."""
+    last = (list_checkpoints(folder) or [None])[-1]
+    return FoundRun(_differences(config, read_config(last)), read_state(last).finished) if last else None
 
 
 def _further(asked: Path | None, last: Path | None) -> Path | None:
@@ -241,15 +227,8 @@ def _further(asked: Path | None, last: Path | None) -> Path | None:
 
 def _differences(config: Config, other: Config) -> list[str]:
     """Return the keys in which two configurations of a training run differ."""
-    here, there = ({**c.model_dump(exclude={"inference"})} for c in (config, other))
-    keys = []
-    for section in here:
-        names = sorted(here[section].keys() | there[section].keys())
-        for key in names:
-            passing = section == "run" and key in _PASSING_KEYS
-            if not passing and here[section].get(key) != there[section].get(key):
-                keys.append(f"{section}.{key}")
-    return keys
+    here, there = (c.model_dump(exclude={"inference"}) for c in (config, other))
+    return differing_keys(here, there, _PASSING_KEYS)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -7,15 +7,18 @@ import os
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import (
+    Accelerator,
+    DistributedDataParallelKwargs,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+)
 from accelerate.tracking import filter_trackers
 
-from affect.config import Config, RunConfig
 from affect.device import pick_device
-from affect.train.sharding import sharding_plugin
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +28,24 @@ PATIENCE = timedelta(days=1)
 """How long processes wait for the main one, which may have features to check or sentences to write for hours."""
 
 
-def start_accelerator(run: RunConfig) -> Accelerator:
+class LaunchSettings(Protocol):
+    """What the run sections of all tracks say about starting."""
+
+    device: str
+    amp: bool
+    trackers: list[Any]
+
+
+class TrackedConfig(Protocol):
+    """A whole configuration of any track."""
+
+    run: LaunchSettings
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Return its sections."""
+
+
+def start_accelerator(run: LaunchSettings) -> Accelerator:
     """Return the accelerator for the configured device, precision and processes.
 
     Raises ValueError for a device that does not exist, or that several processes cannot share.
@@ -46,8 +66,9 @@ def start_accelerator(run: RunConfig) -> Accelerator:
         )
     if not on_gpu and (run.amp or run.device == "cuda"):
         logger.info("no GPU is used: training on the CPU in float32")
-    sharded = run.fsdp and processes > 1 and on_gpu
-    if run.fsdp and not sharded:
+    fsdp = getattr(run, "fsdp", False)  # the networks of the image track fit on one GPU and have no such setting
+    sharded = fsdp and processes > 1 and on_gpu
+    if fsdp and not sharded:
         logger.info("run.fsdp divides weights over several GPUs; with %s it does nothing", "one" if on_gpu else "none")
     half = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return Accelerator(
@@ -57,11 +78,17 @@ def start_accelerator(run: RunConfig) -> Accelerator:
             DistributedDataParallelKwargs(find_unused_parameters=True),
             InitProcessGroupKwargs(timeout=PATIENCE),
         ],
-        fsdp_plugin=sharding_plugin() if sharded else None,
+        fsdp_plugin=_sharding_plugin() if sharded else None,
     )
 
 
-def check_trackers(run: RunConfig) -> None:
+def _sharding_plugin() -> FullyShardedDataParallelPlugin:
+    from affect.train.sharding import sharding_plugin  # knows language models, which take seconds to import
+
+    return sharding_plugin()
+
+
+def check_trackers(run: LaunchSettings) -> None:
     """Raise ValueError when the package of a tracker is not there."""
     for name in run.trackers:
         if find_spec(name) is None:
@@ -70,7 +97,7 @@ def check_trackers(run: RunConfig) -> None:
             )
 
 
-def start_trackers(accelerator: Accelerator, config: Config, folder: Path) -> None:
+def start_trackers(accelerator: Accelerator, config: TrackedConfig, folder: Path) -> None:
     """Open the configured trackers below the run's folder, on the main process, with the whole configuration."""
     if not config.run.trackers:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -119,17 +120,24 @@ class TrainingVisualizer:
     def save_data(self, path: Path) -> None:
         """Write every list of numbers as an array."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **{key: getattr(self, key) for key in _BY_STEP + _BY_EPOCH})
+        np.savez(path, **self.arrays())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return every list of numbers as an array."""
+        return {key: np.array(getattr(self, key)) for key in _BY_STEP + _BY_EPOCH}
+
+    def take(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Go on from the numbers that `arrays` returned (raises KeyError when one is missing)."""
+        for key, values in {key: arrays[key].tolist() for key in _BY_STEP + _BY_EPOCH}.items():
+            setattr(self, key, values)
 
     def load_data(self, path: str | Path) -> None:
         """Take the numbers of a file that `save_data` wrote (raises ValueError when it is none)."""
         try:
             with np.load(path, allow_pickle=False) as data:
-                arrays = {key: data[key].tolist() for key in _BY_STEP + _BY_EPOCH}
+                self.take(data)
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(f"{path}: expected arrays {', '.join(_BY_STEP + _BY_EPOCH)} ({error})") from None
-        for key, values in arrays.items():
-            setattr(self, key, values)
 
 
 def smoothed(values: list[float], window: int = SMOOTHING) -> np.ndarray:
