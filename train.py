@@ -1,5 +1,7 @@
 """Train a model: python train.py --cfg-path train_configs/x.yaml [--options run.max_epoch=2 …]
 
+Files with `task: fer` train networks that name expressions of images (affect/fer/train.py).
+
 On several GPUs: torchrun --nproc-per-node 8 train.py --cfg-path train_configs/x.yaml
 A run that was stopped goes on from its last checkpoint when the same command is given again. SIGTERM
 lets it finish the step, write a checkpoint and leave with exit code 143.
@@ -10,8 +12,11 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
@@ -20,6 +25,7 @@ from affect.config import Config, load_config, save_config
 from affect.data.collate import Collator
 from affect.data.dataset import TrainingSamples, open_datasets, query_tokens
 from affect.data.prompts import load_prompts
+from affect.fer.config import is_fer_config
 from affect.layouts import LAYOUTS
 from affect.models.affectgpt import build_affectgpt
 from affect.store import FeatureStore
@@ -42,6 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
         from affect.agent_training import train_au_agent
 
         return 0 if train_au_agent(args.cfg_path, args.options) else EXIT_CODE
+    if is_fer_config(args.cfg_path):
+        from affect.fer.train import train_expressions
+
+        return 0 if train_expressions(args.cfg_path, args.options, face_straightener) else EXIT_CODE
     config = load_config(args.cfg_path, args.options)
     check_trackers(config.run)
     accelerator = start_accelerator(config.run)
@@ -77,6 +87,14 @@ def trains_au_agent(cfg_path: str) -> bool:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False  # load_config says what is wrong with it
     return isinstance(content, dict) and "model_name_or_path" in content and content.get("stage") == "sft"
+
+
+def face_straightener() -> Callable[[np.ndarray], np.ndarray | None]:
+    """Return what cuts the largest face out of an image, upright; None where there is none."""
+    from extractors.face_align import straighten
+    from extractors.faces import build_face_finder
+
+    return partial(straighten, finder=build_face_finder("auto"))
 
 
 def is_done(checkpoint: Path, folder: Path, config: Config) -> bool:

@@ -16,6 +16,7 @@ FLOORS = [
     {"affect.data"},
     {"affect.models", "affect.evaluate"},
     {"affect.train", "affect.agent_training"},
+    {"affect.fer"},
     {
         "affect.infer",
         "affect.infer_setup",
@@ -69,3 +70,8 @@ def test_nothing_imports_upward(module):
 def test_lower_floors_need_no_torch():
     code = f"import sys, {', '.join(WITHOUT_TORCH)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_no_two_test_modules_share_a_name():
+    names = [path.name for path in ROOT.glob("tests/**/test_*.py")]
+    assert sorted(names) == sorted(set(names)), "pytest imports test modules by their name alone"

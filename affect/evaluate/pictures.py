@@ -30,7 +30,7 @@ def draw_confusion(path: Path, counts: np.ndarray, labels: Sequence[str], title:
     columns = [*labels, NONE]
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), [f"{name} ({row.sum():g})" for name, row in zip(labels, counts, strict=True)])
-    axes.set(xlabel="answered", ylabel="true (clips)", title=title)
+    axes.set(xlabel="answered", ylabel="true (count)", title=title)
     for i, j in np.argwhere(shares >= 0.005):
         color = "white" if shares[i, j] > 0.5 else "black"
         axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", color=color, fontsize=8)

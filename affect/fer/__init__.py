@@ -1,0 +1,1 @@
+"""The image track: networks that name the expression of a face, their data, training and use."""
