@@ -78,7 +78,8 @@ def encoder_identity(encoder: str) -> str:
     """Return an encoder's name without the machine: a path is cut to its last part, hub ids and plain names stay.
 
     A path is what begins with `/`, `~`, `.` or a drive, or has more than one `/`; `org/model` is a hub id.
-    `hf:/models/some dir` -> `hf:some dir`; `open_clip:ViT-B-16//weights/b16.pt` -> `open_clip:ViT-B-16/b16.pt`.
+    `hf:/models/some dir` -> `hf:some dir`; `open_clip:ViT-B-16//weights/b16.pt` -> `open_clip:ViT-B-16/b16.pt`;
+    a run of the image track is its folder: `fer:output/rafdb/best.safetensors` -> `fer:rafdb`.
     Different weights of the same last part share a folder name; the weights hash in its sidecar keeps them apart.
     """
     kind, rest = re.fullmatch(r"((?:[A-Za-z_-]{2,}:)*)(.*)", encoder, re.DOTALL).groups()
@@ -87,6 +88,10 @@ def encoder_identity(encoder: str) -> str:
         model, _, rest = rest.partition("/")
         model += "/"
     path = rest.replace("\\", "/")
+    if kind == "fer:":
+        last = "/last.safetensors" if path.endswith("/last.safetensors") else ""
+        folder = path.removesuffix("/best.safetensors").removesuffix(last)
+        return f"{kind}{PurePosixPath(folder).name}{last}"
     if re.match(r"[/~.]|[A-Za-z]:/", path) or path.count("/") > 1:
         rest = PurePosixPath(path).name
     return f"{kind}{model}{rest}"

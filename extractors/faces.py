@@ -82,8 +82,8 @@ class OpenCvFinder:
     name = "opencv"
 
     def __init__(self) -> None:
-        self._faces = _load_cascade("haarcascade_frontalface_alt2.xml")
-        self._eyes = _load_cascade("haarcascade_eye.xml")
+        self._faces = load_cascade("haarcascade_frontalface_alt2.xml")
+        self._eyes = load_cascade("haarcascade_eye.xml")
 
     def boxes(self, frames: np.ndarray) -> list[list[Box]]:
         """Return the boxes of each RGB frame in uint8 [T, H, W, 3]."""
@@ -256,7 +256,8 @@ def _squares(found: Sequence) -> list[tuple[int, int, int]]:
     return [(left, top, side) for left, top, side, _ in np.reshape(found, (-1, 4)).tolist()]
 
 
-def _load_cascade(file: str) -> cv2.CascadeClassifier:
+def load_cascade(file: str) -> cv2.CascadeClassifier:
+    """Return a cascade that OpenCV ships; raises MediaError where the installed version ships none."""
     cascade = cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / file))
     if cascade.empty():
         raise MediaError(f"{file} is not in the installed OpenCV; expected a version below 5, so install one")

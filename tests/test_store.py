@@ -124,6 +124,15 @@ def test_hub_ids_that_differ_have_folders_that_differ():
     assert len({feature_folder(Modality.FACE, encoder) for encoder in encoders}) == len(encoders)
 
 
+@pytest.mark.parametrize(
+    "path", ["runs/rafdb", "/data/runs/rafdb/", "rafdb/best.safetensors", "/data/runs/rafdb/best.safetensors"]
+)
+def test_a_run_of_the_image_track_is_called_by_its_folder(path):
+    assert feature_folder(Modality.FACE, f"fer:{path}") == "face_fer-rafdb_8frms"
+    last = f"fer:{path.removesuffix('/').removesuffix('/best.safetensors')}/last.safetensors"
+    assert feature_folder(Modality.FACE, last) == "face_fer-rafdb--last.safetensors_8frms"
+
+
 def test_features_move_with_their_model_to_another_machine(tmp_path):
     here = FeatureSpec(Modality.FACE, "hf:/data/models/some dir", dim=4)
     there = FeatureSpec(Modality.FACE, "hf:/mnt/x/some dir", dim=4)

@@ -6,6 +6,7 @@
     python tools/benchmark.py store --clips 4000
     python tools/benchmark.py train --preset tiny --batch_size 8 --plain
     python tools/benchmark.py infer --preset tiny
+    python tools/benchmark.py fer --models poster_v2 compact --batch_sizes 1 8 32
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import sys
 
 import benchmark_extract
+import benchmark_fer
 import benchmark_infer
 import benchmark_store
 import benchmark_train
@@ -25,6 +27,7 @@ BENCHMARKS = {
     "store": benchmark_store,
     "train": benchmark_train,
     "infer": benchmark_infer,
+    "fer": benchmark_fer,
 }
 
 

@@ -3,6 +3,7 @@
     python tools/evaluate.py ew --gt truth.json --pred answers.json --wheels wheels --level both --out scores.json
     python tools/evaluate.py hitrate --gt truth.json --pred answers.jsonl --wheels wheels --pictures output/pictures
     python tools/evaluate.py sentiment --gt valences.json --pred sentiments.json
+    python tools/evaluate.py fer --ckpt runs/x/best.safetensors --data_root images --pictures output/pictures
     python tools/evaluate.py fer --gt labels.json --pred predicted.json
     python tools/evaluate.py labels --pred answers.jsonl --model Qwen25 --wheels wheels --device cuda:0
     python tools/evaluate.py unibench --gt truths.json --pred output/results --wheels wheels --against output/older
@@ -10,7 +11,8 @@
     python tools/evaluate.py grounding --sentences records.jsonl
 
 Truth and answers are JSON objects name -> value; answers may also be the JSON lines of inference.py or the published
-.npz. Tables go to the screen, one JSON object to --out or the standard output. Ends with code 2 on bad input.
+.npz. Tables go to the screen, one JSON object to --out or the standard output. Ends with code 2 on bad input, with 1
+where the rest was scored but some images could not be read.
 docs/evaluation.md says what every number means.
 """
 
@@ -32,9 +34,9 @@ from affect.au_json import find_au_json, read_au_json
 from affect.evaluate.answers import split_labels
 from affect.evaluate.benchmark import Results, Task, find_answers, read_truth, read_truths, score_file
 from affect.evaluate.benchmark_report import benchmark_report
-from affect.evaluate.classification import classification_scores, confusion, recall_and_precision
+from affect.evaluate.classification import confusion, recall_and_precision
 from affect.evaluate.emotion_wheel import EmotionWheels, WheelScores, ew_scores, hit_scores, overlaps, read_wheels
-from affect.evaluate.errors import MissingNamesError, ScoreError
+from affect.evaluate.errors import ScoreError
 from affect.evaluate.grounding import Grounding, ground, ground_answers
 from affect.evaluate.report import MEAN, Report, ResultTable
 from affect.evaluate.results import (
@@ -49,6 +51,8 @@ from affect.evaluate.results import (
 from affect.evaluate.sentiment import NEGATIVE, NEUTRAL, POSITIVE, sentiment_scores
 from affect.evaluate.vocabulary import Vocabulary
 from affect.facs import parse_au_description
+from evaluate_fer import add_arguments as add_fer_arguments
+from evaluate_fer import expression_report
 from extractors.au_text import describe_frame
 
 SHARES = ("precision", "recall", "faultless_share", "absent_share")
@@ -59,11 +63,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one sub-command and return the exit code."""
     args = parse_arguments(arguments)
     try:
-        args.make_report(args).emit(args.out, args.csv)
+        report = args.make_report(args)
+        report.emit(args.out, args.csv)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return 1 if report.content.get("failures") else 0
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -92,10 +97,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         sub.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw confusion matrix, bars and wheel there")
         if task == Task.EW:
             sub.add_argument("--level", default="1", choices=["1", "2", "both"], help="level that joins words")
-    sub = command("fer", expression_report, "one expression label an image: accuracy, macro F1, UAR, F1 of each label")
-    sub.add_argument("--gt", type=Path, required=True, help="name -> label")
-    sub.add_argument("--pred", type=Path, required=True, help="name -> label: JSON")
-    sub.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw confusion matrix and bars there")
+    sub = command("fer", expression_report, "facial expressions: accuracy, macro F1, UAR, each label, calibration")
+    add_fer_arguments(sub.add_argument)
     sub = command("labels", labels_report, "find labels in free text with a language model; keep them beside the text")
     sub.add_argument("--pred", type=Path, required=True, nargs="+", help="files of answers: JSON lines or .npz")
     sub.add_argument("--model", required=True, help="folder, hub id or known name of a causal language model")
@@ -221,38 +224,6 @@ def sentiment_report(args: argparse.Namespace) -> Report:
     row = ["all", scores.waf, scores.acc, scores.n]
     content = {"waf": scores.waf, "acc": scores.acc, "n": scores.n, **notes}
     return Report(content, [ResultTable("sentiment", ["clips", "waf", "acc", "n"], [row], in_words(notes))])
-
-
-def expression_report(args: argparse.Namespace) -> Report:
-    """Score one label an image."""
-    truth, answers = read_answers(args.gt), read_answers(args.pred)
-    missing = [name for name in truth if name not in answers]
-    if missing:
-        raise MissingNamesError("answer", missing)
-    for path, values in ((args.gt, truth), (args.pred, answers)):
-        wrong = [name for name, value in values.items() if not isinstance(value, str)]
-        if wrong:
-            raise ScoreError(f"{path}: {wrong[0]}: expected one label, found {values[wrong[0]]!r}")
-    labels = sorted(set(truth.values()))
-    counts = confusion(list(truth.values()), [answers[name] for name in truth], labels)
-    scores = classification_scores(counts)
-    recall, precision = recall_and_precision(counts)
-    if args.pictures:
-        from affect.evaluate.pictures import draw_bars, draw_confusion
-
-        draw_confusion(args.pictures / "confusion.png", counts, labels)
-        draw_bars(args.pictures / "labels.png", labels, {"recall": recall, "precision": precision})
-    means = {"acc": scores.acc, "macro_f1": scores.macro_f1, "uar": scores.uar, "waf": scores.waf}
-    columns = zip(
-        labels, scores.f1.tolist(), recall.tolist(), precision.tolist(), counts.sum(axis=1).tolist(), strict=True
-    )
-    per_label = [dict(zip(("label", "f1", "recall", "precision", "n"), row, strict=True)) for row in columns]
-    extra = sum(name not in truth for name in answers)
-    tables = [
-        ResultTable("expressions", [*means, "n"], [[*means.values(), len(truth)]]),
-        ResultTable("labels", ["label", "f1", "recall", "precision", "n"], [list(row.values()) for row in per_label]),
-    ]
-    return Report({**means, "n": len(truth), "extra_names": extra, "per_label": per_label}, tables)
 
 
 def notes_on(truth: Mapping[str, Any], labelled: Labelled) -> dict[str, Any]:

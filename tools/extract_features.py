@@ -83,8 +83,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add(
         "--visual_encoder",
         default="CLIP_VIT_LARGE",
-        help="CLIP_VIT_LARGE, SIGLIP_SO, DINO2_LARGE, hf:<folder or hub id>, open_clip:<name>/<weights>, or DCT "
-        "(needs no weights)",
+        help="CLIP_VIT_LARGE, SIGLIP_SO, DINO2_LARGE, hf:<folder or hub id>, open_clip:<name>/<weights>, "
+        "fer:<run of the image track>, or DCT (needs no weights)",
     )
     add(
         "--acoustic_encoder",

@@ -58,7 +58,8 @@ def build_encoder(modality: Modality | str, name: str, device: str = "cpu", weig
 
     name: an embedded one; a short name of a pretrained one; `hf:<folder or hub id>` for a model of
     transformers; `open_clip:<architecture>/<weights>`, `open_clip:<folder>` or `open_clip:<hub id>` for one
-    of open_clip. Without a prefix a folder or hub id is of transformers, for AU of open_clip.
+    of open_clip; for frames and faces `fer:<checkpoint>` for a network of the image track, a file or a run's
+    folder. Without a prefix a folder or hub id is of transformers, for AU of open_clip.
     weights: where they are, with or without a prefix; without it `affect.weights.resolve_weights`
     says so. Raises ValueError for a name of another modality or an unknown prefix, WeightsError
     where no fitting weights are found.
@@ -75,6 +76,10 @@ def build_encoder(modality: Modality | str, name: str, device: str = "cpu", weig
         raise ValueError(f"encoder {name} is not one for {modality!s}: {_expected(modality)}; correct the config")
     family, source = _family_and_source(modality, name, weights or resolve_weights(name))
     # torch is imported only where a family needs it
+    if family == "fer":
+        from extractors.encoders.fer import FerEncoder
+
+        return FerEncoder(name, source, device)
     if family == "hf" and modality == Modality.AUDIO:
         from extractors.encoders.hf_audio import HfAudioEncoder
 
@@ -97,8 +102,8 @@ def build_encoder(modality: Modality | str, name: str, device: str = "cpu", weig
 
 
 def _family_and_source(modality: Modality, name: str, source: str) -> tuple[str, str]:
-    """Return the library, hf or open_clip, and the place of the weights without a prefix."""
-    prefixes = ("hf",) if modality == Modality.AUDIO else ("hf", "open_clip")
+    """Return the library, hf, open_clip or fer, and the place of the weights without a prefix."""
+    prefixes = {Modality.AUDIO: ("hf",), Modality.AU: ("hf", "open_clip")}.get(modality, ("hf", "open_clip", "fer"))
     family = "open_clip" if modality == Modality.AU else "hf"
     for text in (name, source):  # what is said of the weights comes last and counts
         if match := _PREFIX.fullmatch(text):
@@ -116,6 +121,8 @@ def _expected(modality: Modality) -> str:
     places = "hf:<folder or hub id>"
     if modality != Modality.AUDIO:
         places += ", open_clip:<architecture>/<weights>"
+    if modality in (Modality.FRAME, Modality.FACE):
+        places += ", fer:<checkpoint>"
     return (
         f"expected {', '.join([EMBEDDED[modality].name, *NAMED[modality]])}, {places}, or a folder or hub id of weights"
     )
