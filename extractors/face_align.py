@@ -64,7 +64,7 @@ def find_all_faces(image: np.ndarray, finder: FaceFinder) -> list[FoundBox]:
 
 def straighten(image: np.ndarray, finder: FaceFinder, size: int = CROP_SIZE) -> np.ndarray | None:
     """Return the largest face of a picture uint8 RGB [H, W, 3], upright [size, size, 3]; None where there is none."""
-    boxes = _search(image, finder)
+    boxes = _search(image, finder) or find_all_faces(image, finder)
     if not boxes:
         return None
     box = max(boxes, key=lambda box: box.side)

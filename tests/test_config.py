@@ -117,7 +117,5 @@ def test_every_shipped_configuration_loads():
     assert files
     for file in files:
         content = yaml.safe_load(file.read_text())
-        if (
-            "model_name_or_path" not in content and "task" not in content
-        ):  # others have keys of their own
+        if "model_name_or_path" not in content and "task" not in content:  # others have keys of their own
             load_config(file)

@@ -61,6 +61,10 @@ def find_model(path: str | Path) -> Path:
         if not found:
             raise ValueError(f"{path}: expected a run of the image track, found neither {' nor '.join(NAMES)} in it")
         return found[0]
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: expected a network ({' or '.join(NAMES)}) or a run's folder, found no file; correct it"
+        )
     return path
 
 
@@ -101,9 +105,9 @@ def _read(path: Path, weights: bool) -> tuple[ModelCard, dict[str, Tensor]]:
             card = _parse_card(json.loads(header["card"]))
             return card, {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        size = f"{path.stat().st_size} bytes" if path.is_file() else "no file"
         raise ValueError(
-            f"{path}: expected a whole network in safetensors, found {size} that cannot be read ({error}); "
+            f"{path}: expected a whole network in safetensors, found {path.stat().st_size} bytes that cannot be read "
+            f"({error}); "
             "it may be cut off: copy it again, or take the run's other file"
         ) from None
     except (KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:

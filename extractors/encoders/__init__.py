@@ -106,6 +106,8 @@ def _family_and_source(modality: Modality, name: str, source: str) -> tuple[str,
     prefixes = {Modality.AUDIO: ("hf",), Modality.AU: ("hf", "open_clip")}.get(modality, ("hf", "open_clip", "fer"))
     family = "open_clip" if modality == Modality.AU else "hf"
     for text in (name, source):  # what is said of the weights comes last and counts
+        if text.endswith(":"):
+            raise ValueError(f"encoder {text}: found nothing behind the prefix; for {modality!s} {_expected(modality)}")
         if match := _PREFIX.fullmatch(text):
             family = match[1]
             if family not in prefixes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -15,6 +16,8 @@ from affect.weights import weights_hash
 from extractors.encoders.batches import chunks, encode_batches, feature_width, split_rows
 from extractors.encoders.fer_input import NetworkInput
 from extractors.encoders.loading import WeightsError, precision
+
+logger = logging.getLogger(__name__)
 
 _FRAMES_AT_ONCE = 64
 
@@ -34,6 +37,8 @@ class FerEncoder:
         noise = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
         self.dim = feature_width(self._encode, self.prepare(noise)[0], name, source)
         self._hash = weights_hash(find_model(source))
+        if self._card.aligned:
+            logger.warning("encoder %s learned from faces turned upright; those of clips are cut out as they are", name)
 
     def provenance(self) -> dict[str, Any]:
         """Return how the features are made, as plain JSON values."""
@@ -46,6 +51,7 @@ class FerEncoder:
             "pooling": "the model's own",
             "preprocessing": str(self.prepare),
             "classes": list(card.classes),
+            "trained_on_upright_faces": card.aligned,
             "precision": str(self._dtype).removeprefix("torch."),
             "versions": {name: version(name) for name in ("torch", "timm", "affect")},
         }

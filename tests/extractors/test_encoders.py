@@ -171,6 +171,7 @@ def test_a_prefix_of_the_weights_counts_more_than_the_name(tmp_path, monkeypatch
         ("au", "DINO2_LARGE", "expected HASHED_NGRAMS, CLIP_VITB32, hf:<folder or hub id>, open_clip:"),
         (Modality.MULTI, "DCT", "multi has no encoder"),
         ("face", "timm:resnet", "found the prefix 'timm'; for face expected DCT, .* hf:<folder .*, open_clip:<arch"),
+        ("face", "fer:", "found nothing behind the prefix; for face expected DCT"),
         ("audio", "open_clip:ViT-B-32/openai", "found the prefix 'open_clip'; for audio expected PROSODY"),
     ],
 )

@@ -142,7 +142,7 @@ def test_contempt_is_left_out_of_affectnet_7_with_a_warning(tmp_path, caplog):
     seven, eight = (opened(tmp_path, data_type=f"AffectNet-{n}") for n in (7, 8))
     assert len(seven["train"]) == 14 and len(eight["train"]) == 16
     assert eight["train"].classes[7] == "contempt" and "contempt" not in seven["train"].classes
-    assert "train/7" in caplog.text and [f.name for f in seven["train"].failures] == ["train/7"]
+    assert "train/7" in caplog.text and not seven["train"].failures, "left out on purpose is no failure"
 
 
 def test_folder_names_find_their_class_in_any_spelling_and_place(tmp_path):
