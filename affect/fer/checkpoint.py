@@ -46,7 +46,7 @@ class ModelCard:
 
 def save_model(path: Path, weights: dict[str, Tensor], card: ModelCard) -> None:
     """Write weights and card whole or not at all."""
-    content = asdict(card) | {"model": card.model.model_dump(mode="json", exclude_defaults=True)}
+    content = asdict(card) | {"model": card.model.model_dump(mode="json")}
     header = {"format": FORMAT, "affect": version("affect"), "card": json.dumps(content, sort_keys=True)}
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     with atomic_write(path, writer="partial") as handle:  # a run's main process alone writes
@@ -66,6 +66,15 @@ def find_model(path: str | Path) -> Path:
             f"{path}: expected a network ({' or '.join(NAMES)}) or a run's folder, found no file; correct it"
         )
     return path
+
+
+def is_network(path: str | Path) -> bool:
+    """Tell whether a safetensors file bears the mark of this format; an unreadable one does not."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
 
 
 def read_card(path: str | Path) -> ModelCard:

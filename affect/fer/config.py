@@ -7,6 +7,7 @@ section goes into the section that knows it, so `--options lr=5e-4 epochs=50` wo
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -225,8 +226,12 @@ class FerRunConfig(Section):
             return content
         content = dict(content)
         if "no_amp" in content:
+            if not isinstance(content["no_amp"], bool):
+                raise ValueError(f"no_amp: expected True or False, found {content['no_amp']!r}")
             content["amp"] = not content.pop("no_amp")
         if (gpu := content.pop("gpu", None)) is not None:
+            if not re.fullmatch(r"-?\d+", str(gpu)):
+                raise ValueError(f"gpu: expected the index of one GPU, or -1 for the CPU, found {gpu!r}; see torchrun")
             content["device"] = f"cuda:{gpu}" if int(gpu) >= 0 else "cpu"
         return content
 
@@ -261,6 +266,12 @@ class FerConfig(Section):
     images: ImagesConfig = Field(default_factory=ImagesConfig)
     run: FerRunConfig = Field(default_factory=FerRunConfig)
     predict: PredictConfig = Field(default_factory=PredictConfig)
+
+    @check(mode="after")
+    def _batches_have_statistics(self) -> FerConfig:
+        if self.model.arch == "compact" and self.run.batch_size == 1:
+            raise ValueError("run.batch_size 1: compact normalises over the batch; set at least 2")
+        return self
 
     @property
     def multi_label(self) -> bool:

@@ -42,7 +42,7 @@ class RunState:
 
 
 def save_state(path: Path, state: RunState) -> None:
-    """Write a state whole or not at all."""
+    """Write a state whole or not at all (raises OSError, as where the disk is full)."""
     content = {
         "format": FORMAT,
         "config": state.config.model_dump(mode="json"),
@@ -54,7 +54,10 @@ def save_state(path: Path, state: RunState) -> None:
         "left_out": state.left_out,
     }
     with atomic_write(path, writer="partial") as handle:
-        torch.save(content, handle)
+        try:
+            torch.save(content, handle)
+        except (OSError, RuntimeError) as error:  # the latter is torch's word for a disk that is full
+            raise OSError(f"{path}: the state cannot be written ({error}); is the disk full?") from None
 
 
 def load_state(path: Path) -> RunState:

@@ -13,9 +13,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +32,7 @@ from affect.fer.checkpoint import ModelCard, save_model
 from affect.fer.config import FerConfig, load_fer_config
 from affect.fer.data import ImageSet, Straighten, check_images, open_images, write_failures
 from affect.fer.history import Entry, best_entry, draw_scores, end_reason, history_entry, watched, write_history
+from affect.fer.models import check_settings
 from affect.fer.presets import data_spec
 from affect.fer.report import ExpressionScores, expression_scores
 from affect.fer.resume import RunState, load_state, run_folder, save_fer_config, save_state
@@ -81,6 +84,7 @@ def train_expressions(
     """
     config = load_fer_config(cfg_path, options)
     check_trackers(config.run)
+    check_settings(config.model)  # before all images are read
     accelerator = start_accelerator(config.run)
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
@@ -99,9 +103,11 @@ def train_expressions(
         run = _start(config, sets, folder, accelerator, state, stop)
         run.left_out = left_out
         if resume:
+            logger.info("going on from %s: epoch %d, step %d are done", resume, len(run.history), run.trainer.step)
             _bring_best(run, resume)
         start_trackers(accelerator, config, folder)
-        done = _epochs(run)
+        with closing(run.trainer.batches):
+            done = _epochs(run)
     for tracker in accelerator.trackers:
         tracker.finish()
     return done
@@ -174,7 +180,6 @@ def _start(
     if state:
         trainer.load_state_dict(state.trainer, state.config.run.optimizer == config.run.optimizer)
         curves.take(state.curves)
-        logger.info("going on after epoch %d, step %d", len(history), step)
     return Run(trainer, sets["val"], folder, per_epoch, curves, stop, history, accuracies)
 
 
@@ -211,7 +216,7 @@ def _steps(run: Run) -> bool:
     epoch = len(run.history) + 1
     end, first, began, stopping = epoch * run.per_epoch, trainer.step, time.monotonic(), False
     trainer.waited = 0.0
-    losses = [entry["val_loss"] for entry in run.history]
+    losses = [math.inf if entry["val_loss"] is None else entry["val_loss"] for entry in run.history]
     while trainer.step < end and not stopping:
         rate = learning_rate(trainer.step, run.per_epoch, settings, losses)
         report = trainer.next_step(rate, run.stop)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,7 +50,8 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     loss_of: ExpressionLoss
     average: WeightAverage | None
-    batches: Iterator[tuple[ImageBatch | None, list[Failure]]]
+    batches: Generator[tuple[ImageBatch | None, list[Failure]]]
+    """Closing them ends their workers."""
     accelerator: Accelerator
     step: int = 0
     """Moves of the weights so far."""
@@ -166,7 +167,7 @@ def build_trainer(
         build_optimizer(model, run),
         build_loss(config, train_set),
         average,
-        iter(_loader(config, train_set, first_step, last, accelerator)),
+        (batch for batch in _loader(config, train_set, first_step, last, accelerator)),
         accelerator,
         first_step,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import TracebackType
@@ -33,5 +34,16 @@ class StopRequest:
 
 
 def ignore_sigterm(worker: int) -> None:
-    """Let a data worker live on: schedulers signal every process, and the step at hand still needs its clips."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Let a data worker live on: schedulers signal every process, and the step at hand still needs its clips.
+
+    Its own process may still end it. At exit that sends SIGTERM to workers that are left, and waits for them.
+    """
+    if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere nothing tells who signals, and workers end
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

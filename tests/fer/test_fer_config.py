@@ -92,6 +92,8 @@ def test_the_evaluate_flag_says_which_tool_evaluates(file, caplog):
         (["votes_target=soft"], "set votes_csv"),
         (["model.arch=resnet"], "model.arch"),
         (["lr=-1", "epochs=0"], "run.epochs"),
+        (["no_amp=maybe"], "no_amp: expected True or False"),
+        (["batch_size=1"], "compact normalises over the batch"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_key(file, options, said):
@@ -127,3 +129,9 @@ def test_normalisation_follows_the_channels(file):
     rgb = load_fer_config(file, ["arch=poster_v2"]).model
     spec = input_spec(rgb, [0.5] * 3, [0.25] * 3)
     assert (spec.size, spec.channels, spec.mean) == (224, 3, (0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize("gpu", ["[0,1]", "first", "1.5"])
+def test_a_gpu_that_is_no_index_is_one_sentence(gpu):
+    with pytest.raises(ConfigError, match=r"gpu: expected the index of one GPU, or -1 for the CPU, found"):
+        load_fer_config(Path(__file__).parents[2] / "train_configs" / "fer_cls_vit.yaml", [f"gpu={gpu}"])

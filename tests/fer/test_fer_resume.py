@@ -2,17 +2,20 @@
 
 import os
 import signal
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from fer_runs import assert_same, assert_same_run, history, kill_at, run, write_config
 
+import affect.fer.resume
 import affect.fer.train
 import affect.fer.trainer
 from affect.fer.checkpoint import read_card
 from affect.fer.config import load_fer_config
-from affect.fer.resume import load_state, run_folder
+from affect.fer.resume import load_state, run_folder, save_state
 from affect.train.stop import EXIT_CODE
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -176,3 +179,13 @@ def test_a_scalers_state_goes_through_the_file(tmp_path, monkeypatch):
         *(load_state(tmp_path / name / "resume.pt").trainer for name in ("on", "unbroken")),
         "trainer",
     )
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    path = write_config(tmp_path / "toy.yaml", run={"epochs": 1})
+    run(path)
+    state = load_state(tmp_path / "toy" / "resume.pt")
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr(affect.fer.resume, "atomic_write", lambda *_, **__: nullcontext(full))
+        with pytest.raises(OSError, match=r"resume\.pt: the state cannot be written .*; is the disk full\?"):
+            save_state(tmp_path / "toy" / "resume.pt", state)

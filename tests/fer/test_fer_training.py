@@ -1,6 +1,10 @@
 """Training on images through train.py: what is written, which network is kept, what is left out and said."""
 
+import gc
 import logging
+import math
+import multiprocessing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,6 +41,32 @@ def test_a_run_leaves_networks_history_pictures_and_its_configuration(tmp_path):
     assert [entry["step"] for entry in entries] == [3, 6, 9]  # 15 images, batches of 6: the last one is not dropped
     assert entries[0].keys() >= {"lr", "train_loss", "train_acc", "val_loss", "val_acc", "val_macro_f1", "val_uar"}
     assert (folder / "failures.csv").read_text().splitlines() == ["name,stage,reason"]
+
+
+def test_no_worker_outlives_a_run(tmp_path):
+    """One that did would keep the process from ending: workers ignore the signal that Python sends them then."""
+    path = write_config(tmp_path / "toy.yaml", run={"epochs": 1, "num_workers": 1})
+    gc.disable()  # the run must not be waiting for it
+    try:
+        assert run(path) == 0
+        assert not multiprocessing.active_children()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_plateau_goes_on_after_a_validation_loss_that_is_no_number(tmp_path, monkeypatch):
+    original, count = affect.fer.train.expression_scores, iter(range(9))
+
+    def scores(*arguments):
+        found = original(*arguments)
+        return replace(found, means=found.means | {"loss": math.nan}) if next(count) == 1 else found
+
+    monkeypatch.setattr(affect.fer.train, "expression_scores", scores)
+    path = write_config(tmp_path / "toy.yaml", run={"scheduler": "plateau", "plateau_patience": 0, "epochs": 3})
+    assert run(path) == 0
+    assert [entry["val_loss"] is None for entry in history(tmp_path / "toy")] == [False, True, False]
+    assert [entry["lr"] for entry in history(tmp_path / "toy")] == [0.01, 0.01, 0.005]
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -253,6 +283,16 @@ def test_data_without_anything_to_validate_on_is_one_sentence(tmp_path):
     path = write_config(tmp_path / "toy.yaml", images={"data_root": str(tmp_path / "flat"), "val_split": 0.0})
     with pytest.raises(ValueError, match=r"expected images to validate on; set images\.val_split above 0, found none"):
         run(path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [({"weights": "nowhere.pth"}, "no such file"), ({"backbone": "resnet50"}, "compact has nothing")],
+)
+def test_a_network_that_cannot_be_built_ends_the_run_before_images_are_read(tmp_path, monkeypatch, setting, said):
+    monkeypatch.setattr(affect.fer.train, "open_images", lambda *_, **__: pytest.fail("images were opened"))
+    with pytest.raises(ValueError, match=said):
+        run(write_config(tmp_path / "toy.yaml", model=setting))
 
 
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_read(tmp_path, monkeypatch):

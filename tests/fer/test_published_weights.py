@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from affect.fer.checkpoint import ModelCard, save_model
 from affect.fer.config import ImageModelConfig, input_spec
@@ -178,15 +179,17 @@ def test_an_own_checkpoint_of_other_classes_is_a_start(tmp_path):
         _poster(weights=str(path))
 
 
-def test_timm_file_of_other_classes_is_a_start(tmp_path):
+@pytest.mark.parametrize("save", [torch.save, save_file])
+def test_timm_file_of_other_classes_is_a_start(tmp_path, save):
     config = ImageModelConfig(arch="timm", backbone="resnet10t", img_size=64)
     plain = build_model(config, 7).net.state_dict() | {
         "fc.weight": torch.zeros(1000, 512),
         "fc.bias": torch.zeros(1000),
     }
     plain["conv1.0.weight"] = torch.randn_like(plain["conv1.0.weight"])
-    torch.save(plain, tmp_path / "resnet10t.pth")
-    model = build_model(config.model_copy(update={"weights": str(tmp_path / "resnet10t.pth")}), 7)
+    path = tmp_path / f"model.{'safetensors' if save is save_file else 'pth'}"
+    save({name: weight.contiguous() for name, weight in plain.items()}, path)
+    model = build_model(config.model_copy(update={"weights": str(path)}), 7)
     assert torch.equal(model.net.conv1[0].weight, plain["conv1.0.weight"])
 
 

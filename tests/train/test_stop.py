@@ -83,6 +83,23 @@ def test_a_checkpoint_within_an_epoch_lies_after_that_of_the_epoch_before(tiny_w
     assert [path.name for path in list_checkpoints(folder, whole_epochs=True)] == names[:1]
 
 
+LEFT_OPEN = """
+import sys
+import torch
+from torch.utils.data import DataLoader
+from affect.train.stop import ignore_sigterm
+batches = iter(DataLoader(torch.arange(8), num_workers=2, worker_init_fn=ignore_sigterm))
+next(batches)
+sys.exit(3)
+"""
+
+
+def test_workers_that_are_left_at_the_end_end_with_their_process():
+    """As after an error within an epoch, whose traceback keeps the loader: at exit Python waits for its workers."""
+    left = subprocess.run([sys.executable, "-c", LEFT_OPEN], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (left.returncode, left.stderr) == (3, "")
+
+
 def test_data_workers_outlive_a_signal_to_the_whole_group(tiny_world, tmp_path):
     """As Slurm sends it: every process of the job gets SIGTERM, those that read clips as well."""
     tiny_world.run.num_workers, tiny_world.run.log_every, tiny_world.run.max_epoch = 1, 1, 200

@@ -12,10 +12,10 @@ from affect.fer.models.cls_vit import Ir50Vit
 from affect.fer.models.compact import Compact
 from affect.fer.models.folding import fold_norms
 from affect.fer.models.poster_v2 import PosterV2
-from affect.fer.models.published import load_weights
+from affect.fer.models.published import load_weights, require_files
 from affect.typed_yaml import ConfigError
 
-__all__ = ["ExpressionModel", "build_model", "for_prediction"]
+__all__ = ["ExpressionModel", "build_model", "check_settings", "for_prediction"]
 
 _NETWORKS = {"poster_v2": PosterV2, "ir50_vit": Ir50Vit, "compact": Compact, "timm": TimmBackbone}
 _TRANSFORMERS: tuple[Arch, ...] = ("poster_v2", "ir50_vit", "timm")
@@ -37,12 +37,8 @@ _READ_BY: dict[str, tuple[Arch, ...]] = {
 """Setting -> the architectures that it changes."""
 
 
-def build_model(config: ImageModelConfig, num_classes: int) -> ExpressionModel:
-    """Return the network of a configuration with the weights that it names, in its memory layout.
-
-    Raises ConfigError in one sentence: for a setting that the architecture does not have, a size of pictures
-    that it cannot read, a network that timm does not know, or a file of weights that is not what it should be.
-    """
+def check_settings(config: ImageModelConfig) -> None:
+    """Raise ConfigError for a setting that the architecture does not have, or a file of weights that is not there."""
     fields = ImageModelConfig.model_fields
     idle = [
         f"model.{key}"
@@ -51,6 +47,16 @@ def build_model(config: ImageModelConfig, num_classes: int) -> ExpressionModel:
     ]
     if idle:
         raise ConfigError(f"{', '.join(idle)}: {config.arch} has nothing of the kind; leave the setting out")
+    require_files(config)
+
+
+def build_model(config: ImageModelConfig, num_classes: int) -> ExpressionModel:
+    """Return the network of a configuration with the weights that it names, in its memory layout.
+
+    Raises ConfigError in one sentence: for a setting that the architecture does not have, a size of pictures
+    that it cannot read, a network that timm does not know, or a file of weights that is not what it should be.
+    """
+    check_settings(config)
     model = _NETWORKS[config.arch](config, num_classes)
     load_weights(model, config)
     if config.channels_last:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from affect.fer.checkpoint import find_model, read_card
+from affect.fer.checkpoint import find_model, is_network, read_card
 from affect.fer.config import ImageModelConfig
 from affect.fer.models.base import ExpressionModel
 from affect.fer.models.ir50 import Ir50
@@ -32,23 +33,43 @@ Rename = Callable[[str], str | None]
 Weights = dict[str, Tensor]
 
 
+def require_files(config: ImageModelConfig) -> None:
+    """Raise ConfigError, with where to put it, for the first file of weights that is not there."""
+    for path, key, what in _files(config):
+        if not path.exists():
+            raise ConfigError(f"{path}: no such file; put {what} there, or set {key} to where it is")
+
+
+def _files(config: ImageModelConfig) -> list[tuple[Path, str, str]]:
+    named = (
+        (config.weights, "model.weights", f"weights of {config.arch}"),
+        (config.ir50_weights, "model.ir50_weights", "the published weights of IR-50 (ir50.pth)"),
+        (
+            config.face_weights,
+            "model.face_weights",
+            "the published weights of MobileFaceNet (mobilefacenet_model_best.pth.tar)",
+        ),
+    )
+    return [(Path(path), key, what) for path, key, what in named if path]
+
+
 def load_weights(model: ExpressionModel, config: ImageModelConfig) -> None:
     """Fill a network with the files that its configuration names, the whole network before its parts.
 
     Raises ConfigError in one sentence for a file that is missing, cut off, or of another network or shape.
     """
+    require_files(config)
     if config.weights:
         path, weights = _whole_network(config, model)
         _fill(model, _without_other_head(model, weights, path), path, config.arch)
     if config.ir50_weights:
-        path = _existing(config.ir50_weights, "model.ir50_weights", "the published weights of IR-50 (ir50.pth)")
+        path = Path(config.ir50_weights)
         poster = config.arch == "poster_v2"
         weights = rename(read_pickled(path), ir50_name if poster else iresnet_name)
         net = model.image_net
         _fill(net, _of_used_layers(weights, net), path, "face.evoLVe's IR-50" if poster else "insightface's iresnet50")
     if config.face_weights:
-        what = "the published weights of MobileFaceNet (mobilefacenet_model_best.pth.tar)"
-        path = _existing(config.face_weights, "model.face_weights", what)
+        path = Path(config.face_weights)
         _fill(model.face_net, rename(read_pickled(path), face_net_name), path, "MobileFaceNet")
 
 
@@ -109,16 +130,11 @@ _RECORDS += [f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for
 _HARMLESS = [(_Inert, name) for name in _RECORDS]
 
 
-def _existing(given: str, key: str, what: str) -> Path:
-    path = Path(given)
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file; put {what} there, or set {key} to where it is")
-    return path
-
-
 def _whole_network(config: ImageModelConfig, model: ExpressionModel) -> tuple[Path, Weights]:
     """Return the file of a whole network and its weights under the names here."""
-    path = _existing(config.weights or "", "model.weights", f"weights of {config.arch}")
+    path = Path(config.weights or "")
+    if config.arch == "timm" and path.suffix == ".safetensors" and not is_network(path):  # as timm's hub has them
+        return path, rename(_read_plain(path), lambda key: _timm_name(key, model))
     if path.is_dir() or path.suffix == ".safetensors":
         try:
             path = find_model(path)
@@ -134,6 +150,13 @@ def _whole_network(config: ImageModelConfig, model: ExpressionModel) -> tuple[Pa
     if config.arch == "timm":
         return path, rename(weights, lambda key: _timm_name(key, model))
     return path, weights
+
+
+def _read_plain(path: Path) -> Weights:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ConfigError(f"{path}: expected weights in safetensors, but they cannot be read ({error})") from None
 
 
 def _timm_name(key: str, model: ExpressionModel) -> str:
