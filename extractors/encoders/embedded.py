@@ -21,6 +21,7 @@ from scipy.fft import dctn
 
 from extractors.audio import SAMPLE_RATE
 from extractors.encoders.prepare import as_it_is
+from extractors.pitch import yin
 
 _SIDE = 48
 _HOP = 320  # 20 ms
@@ -83,7 +84,7 @@ class ProsodyEncoder:
     """Statistics of pitch, loudness, voice quality and spectrum of each sound clip.
 
     The choice follows the minimalistic acoustic parameter set for affect (Eyben et al., GeMAPS,
-    IEEE TAC 2016), computed by librosa: pitch by YIN (de Cheveigné & Kawahara 2002). Silence
+    IEEE TAC 2016), computed by librosa; pitch by YIN (extractors/pitch.py). Silence
     gives finite numbers: 0 pitch, loudness at -80 dB.
     """
 
@@ -202,15 +203,7 @@ def _windows(clips: np.ndarray) -> np.ndarray:
 
 def _pitch(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return pitch in Hz and periodicity -1..1 of each of the windows [M, window], both [M]."""
-    pitch = librosa.yin(  # each window as a sound of a single frame
-        windows,
-        fmin=_LOWEST_PITCH,
-        fmax=_HIGHEST_PITCH,
-        sr=SAMPLE_RATE,
-        frame_length=_WINDOW,
-        hop_length=_WINDOW,
-        center=False,
-    )[:, 0]
+    pitch = yin(windows, SAMPLE_RATE, _LOWEST_PITCH, _HIGHEST_PITCH)
     lag = np.rint(SAMPLE_RATE / pitch).astype(int)
     span = _WINDOW - int(SAMPLE_RATE / _LOWEST_PITCH) - 1
     now = windows[:, :span]
