@@ -1,7 +1,7 @@
 """Pitch by YIN (de Cheveigné & Kawahara, JASA 111, 2002), with NumPy alone.
 
-librosa's YIN calls a function that numba compiles and keeps on disk; what it keeps is now and then broken, and
-from then on every process of that installation that calls it dies with a segmentation fault (numba 0.6x stencils).
+librosa's YIN and zero crossings call functions that numba compiles and keeps on disk (stencils); what it keeps is
+now and then broken, and then every process of that installation that calls them dies with a segmentation fault.
 """
 
 from __future__ import annotations
