@@ -11,9 +11,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.tracking import GeneralTracker
 from fer_runs import CLASSES, ROOT, history, run, write_config, write_pictures
 from PIL import Image
+from remembering_tracker import Remembering
 
 import affect.fer.train
 import affect.fer.trainer
@@ -303,26 +303,6 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_read(tmp_pa
 
 @pytest.mark.usefixtures("no_pictures")
 def test_trackers_get_the_configuration_the_steps_and_the_epochs(tmp_path, monkeypatch):
-    class Remembering(GeneralTracker):
-        name, requires_logging_directory = "remembering", False
-
-        def __init__(self):
-            super().__init__()
-            self.config, self.logged, self.finished = {}, [], False
-
-        @property
-        def tracker(self):
-            return self
-
-        def store_init_configuration(self, values):
-            self.config = values
-
-        def log(self, values, step, **_):
-            self.logged.append((step, values))
-
-        def finish(self):
-            self.finished = True
-
     tracker = Remembering()
     monkeypatch.setattr(affect.train.launch, "filter_trackers", lambda names, folder: [tracker])
     monkeypatch.setattr(affect.train.launch, "find_spec", lambda name: name)

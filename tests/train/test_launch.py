@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
 from accelerate.utils import FullyShardedDataParallelPlugin
+from remembering_tracker import Remembering
 from safetensors.torch import load_file
 from train_runs import losses, run
 from transformers import Qwen2Model
@@ -83,27 +83,6 @@ def test_early_stop_without_a_validation_split_is_a_contradiction(tmp_path):
     (tmp_path / "x.yaml").write_text("run: {early_stop: 3}")
     with pytest.raises(ConfigError, match="early_stop watches the loss of a validation split; set val_split too"):
         load_config(tmp_path / "x.yaml")
-
-
-class Remembering(GeneralTracker):
-    name, requires_logging_directory = "remembering", False
-
-    def __init__(self):
-        super().__init__()
-        self.config, self.logged, self.finished = {}, [], False
-
-    @property
-    def tracker(self):
-        return self
-
-    def store_init_configuration(self, values):
-        self.config = values
-
-    def log(self, values, step, **_):
-        self.logged.append((step, values))
-
-    def finish(self):
-        self.finished = True
 
 
 def test_trackers_get_the_configuration_and_the_losses(tiny_world, tmp_path, monkeypatch):
