@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test clean
 demo: $(VENV)/.installed
-	$(BIN)/python tools/demo.py
+	$(BIN)/python -m examples.demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

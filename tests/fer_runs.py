@@ -13,8 +13,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-import train
-from affect.fer.checkpoint import read_card
+from affect.cli import train
+from affect.expressions.network_file import read_card
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("anger", "happiness", "neutral")

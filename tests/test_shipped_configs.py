@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.miniature_datasets import WRITERS
 
-import inference
-import train
-from affect.config import load_config
-from affect.schema import STORED_MODALITIES
-from affect.store import FeatureStore
+from affect.cli import answer as inference
+from affect.cli import train
+from affect.core.schema import STORED_MODALITIES
+from affect.data.config import load_config
+from affect.features.store import FeatureStore
+from miniature_datasets import WRITERS
 
 ROOT = Path(__file__).parents[1]
 NARROW = ["model.qformer_hidden_size=16", "model.qformer_heads=2", "model.qformer_intermediate_size=32"]

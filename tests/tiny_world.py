@@ -10,9 +10,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from affect.config import Config, parse_config
-from affect.schema import Modality
-from affect.store import FeatureStore
+from affect.core.schema import Modality
+from affect.data.config import Config, parse_config
+from affect.features.store import FeatureStore
 
 DIMS = {Modality.FRAME: 12, Modality.FACE: 12, Modality.AUDIO: 10, Modality.AU: 8}
 

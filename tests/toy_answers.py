@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-import train
-from affect.config import Config, save_config
+from affect.cli import train
+from affect.data.config import Config, save_config
 
 
 def train_tiny(config: Config, folder: Path, epochs: int = 1) -> Path:

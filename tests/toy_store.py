@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from affect.schema import Modality
-from affect.store import FeatureSpec, FeatureStore
+from affect.core.schema import Modality
+from affect.features.store import FeatureSpec, FeatureStore
 
 FRAME = FeatureSpec(Modality.FRAME, "CLIP", dim=4)
 FACE = FeatureSpec(Modality.FACE, "CLIP", dim=4)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-import affect.train.loop
-import train
-from affect.config import Config, save_config
-from affect.train.checkpoint import find_checkpoint
+import affect.engine.loop
+from affect.cli import train
+from affect.data.config import Config, save_config
+from affect.engine.checkpoint import find_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,11 +55,11 @@ def kill_at(config: Config, tmp_path: Path, line: str) -> None:
 
 def sigterm_in_step(monkeypatch, number: int) -> None:
     """Let SIGTERM come while the step of this number (from 0) is at work."""
-    step, count = affect.train.loop.training_step, iter(range(10**6))
+    step, count = affect.engine.loop.training_step, iter(range(10**6))
 
     def interrupted(*arguments, **settings):
         if next(count) == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*arguments, **settings)
 
-    monkeypatch.setattr(affect.train.loop, "training_step", interrupted)
+    monkeypatch.setattr(affect.engine.loop, "training_step", interrupted)

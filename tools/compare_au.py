@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from affect.facs import ACTION_UNITS
-from extractors.au_backends import check_backend
-from extractors.landmarks import LEAST_R, landmark_table
-from extractors.media import find_video
-from extractors.openface import read_openface
-from extractors.pyfeat import pyfeat_table
+from affect.core.facs import ACTION_UNITS
+from extractors.au.backends import check_backend
+from extractors.au.landmarks import LEAST_R, landmark_table
+from extractors.au.openface import read_openface
+from extractors.au.pyfeat import pyfeat_table
+from extractors.media.decode import find_video
 
 TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {"mediapipe": landmark_table, "pyfeat": pyfeat_table}
 

@@ -37,15 +37,15 @@ from rich.progress import track
 from rich.table import Table
 from scipy.ndimage import gaussian_filter1d
 
-from affect.fer.config import FerConfig, full_option, load_fer_config
-from affect.fer.data import Straighten
-from affect.fer.history import best_entry, read_history, watched
-from affect.fer.train import open_sets, train_expressions
-from affect.fer.trainer import build_trainer
-from affect.files import atomic_write
-from affect.schema import check_name
-from affect.train.launch import start_accelerator
-from affect.train.stop import EXIT_CODE
+from affect.core.files import atomic_write
+from affect.core.schema import check_name
+from affect.engine.launch import start_accelerator
+from affect.engine.stop import EXIT_CODE
+from affect.expressions.config import FerConfig, full_option, load_fer_config
+from affect.expressions.history import best_entry, read_history, watched
+from affect.expressions.image_set import Straighten
+from affect.expressions.trainer import build_trainer
+from affect.tasks.expressions import open_sets, train_expressions
 
 logger = logging.getLogger("affect")
 
@@ -187,8 +187,8 @@ def range_test(config: FerConfig, rates: Sequence[float], folder: Path) -> Range
 
 def straightener() -> Straighten:
     """Return what cuts faces out of images, with the better finder that is installed."""
-    from extractors.face_align import straighten
-    from extractors.faces import build_face_finder
+    from affect.faces.align import straighten
+    from affect.faces.finders import build_face_finder
 
     return partial(straighten, finder=build_face_finder("auto"))
 

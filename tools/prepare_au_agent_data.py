@@ -4,7 +4,7 @@
     python tools/prepare_au_agent_data.py --jsonl au_instruction.jsonl --save_root output/data
 
 Writes au_agent_train.jsonl, au_agent_val.jsonl and dataset_info.json in LLaMA-Factory's alpaca form, and dropped.csv
-with what was left out and why. A record asks what extractors/au_agent.py asks. docs/au_agent.md says what a leak is.
+with what was left out and why. A record asks what extractors/au/agent.py asks. docs/au_agent.md says what a leak is.
 Ends with code 0 even where records leaked, since they are not written; with --strict it is 1.
 """
 
@@ -29,14 +29,14 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from affect.au_json import read_au_json, sentences
-from affect.conversation import SYSTEM
+from affect.core.au_json import read_au_json, sentences
+from affect.core.conversation import SYSTEM
+from affect.core.facs import parse_au_description
+from affect.core.files import atomic_write
 from affect.data.manifest import parse_labels, read_table
 from affect.evaluate.facial_words import WORDS
 from affect.evaluate.vocabulary import FEELINGS
-from affect.facs import parse_au_description
-from affect.files import atomic_write
-from extractors.au_text import INSTRUCTION, active_aus, frame_input
+from extractors.au.templates import INSTRUCTION, active_aus, frame_input
 
 LEAK, UNREADABLE, CUT_OFF, REPEATED = "leak", "unreadable", "cut off", "repeated"
 UNDESCRIBED, MISSING = "no sentences", "no AU JSON"

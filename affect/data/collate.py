@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from affect.schema import Batch, Modality, Sample
+from affect.core.schema import Batch, Modality, Sample
 
 IGNORED = -100
 """Label of positions that the loss leaves out."""

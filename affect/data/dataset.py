@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from rich.progress import track
 
-from affect.config import Config, DatasetConfig, ModelConfig
+from affect.core.layouts import LAYOUTS
+from affect.core.schema import Clip, Modality, Sample
+from affect.data.config import Config, DatasetConfig, ModelConfig
 from affect.data.known_datasets import NO_CHOICES, Choices, choices, dataset_name
 from affect.data.manifest import read_manifest
 from affect.data.prompts import NEEDS, PromptBook
 from affect.data.sampling import Draw, coin
-from affect.layouts import LAYOUTS
-from affect.schema import Clip, Modality, Sample
-from affect.store import FeatureError, FeatureSpec, FeatureStore
+from affect.features.store import FeatureError, FeatureSpec, FeatureStore
 
 if TYPE_CHECKING:
     from affect.data.collate import Collator

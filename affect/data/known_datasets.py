@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from affect.config import DatasetConfig, FeatureConfig
+from affect.data.config import DatasetConfig, FeatureConfig
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from affect.config import DatasetConfig
+from affect.core.schema import Clip, check_name
+from affect.data.config import DatasetConfig
 from affect.data.known_datasets import KNOWN_DATASETS, Column, KnownDataset, dataset_name, known_dataset
 from affect.data.npz_corpus import read_npz
-from affect.schema import Clip, check_name
 
 TABLE_KEYS = ("csv_column", "subtitle_column", "label_column", "description_column", "valence_column", "split_column")
 """Keys of a data set's section that say how to read its csv_path."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import yaml
 
+from affect.core.layouts import LAYOUTS
+from affect.core.schema import PLACEHOLDERS, SPECIAL_TOKENS, Clip, Modality
 from affect.data.known_datasets import NO_CHOICES, Choices
-from affect.layouts import LAYOUTS
-from affect.schema import PLACEHOLDERS, SPECIAL_TOKENS, Clip, Modality
 
 NEEDS = {
     "description": "description",

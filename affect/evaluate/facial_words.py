@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from affect.facs import ACTION_UNITS
+from affect.core.facs import ACTION_UNITS
 
 Units = frozenset[str]
 

@@ -16,9 +16,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from affect.core.schema import Modality
 from affect.evaluate.answers import is_negated
 from affect.evaluate.facial_words import ABSENT, ALONE, AND_MOVE, BEFORE_MOVE, BEFORE_PART, BETWEEN_PARTS, MOVED, WORDS
-from affect.schema import Modality
 
 Units = frozenset[str]
 

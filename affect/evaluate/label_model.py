@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from affect.core.weights import resolve_weights
 from affect.evaluate.answers import clean_model_answer
 from affect.evaluate.errors import NothingToScoreError
-from affect.weights import resolve_weights
 
 Item = TypeVar("Item")
 
@@ -67,7 +67,8 @@ def batches(items: Sequence[Item], batch_size: int) -> list[Sequence[Item]]:
 class LabelModel:
     """A language model that names the emotions in texts.
 
-    `model` is a folder, a hub id or a name that `affect.weights` knows. Raises ValueError when it cannot be loaded.
+    `model` is a folder, a hub id or a name that `affect.core.weights` knows. Raises ValueError when it cannot
+    be loaded.
     """
 
     def __init__(self, model: str | Path, device: str = "cpu", batch_size: int = 8, max_new_tokens: int = 512) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from affect.files import atomic_write
+from affect.core.files import atomic_write
 
 MEAN = "mean"
 """Name of the row of means."""

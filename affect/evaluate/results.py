@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from affect.core.files import atomic_write
 from affect.data.npz_corpus import read_npz
 from affect.evaluate.answers import split_labels
 from affect.evaluate.errors import ScoreError
 from affect.evaluate.vocabulary import Vocabulary
-from affect.files import atomic_write
 
 
 def require_file(path: str | Path) -> Path:

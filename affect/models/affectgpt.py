@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from affect.config import ModelConfig
-from affect.layouts import Layout
+from affect.core.layouts import Layout
+from affect.core.schema import PLACEHOLDERS, Batch, Modality
+from affect.data.config import ModelConfig
 from affect.models.fusion import AttentionPreFusion, Branch, FeatureNorm, QFormerPreFusion
 from affect.models.llm import answer_loss, load_llm, load_tokenizer
 from affect.models.splice import splice
-from affect.schema import PLACEHOLDERS, Batch, Modality
 
 KIND = {
     Modality.FACE: "video",

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from affect.config import ModelConfig
+from affect.data.config import ModelConfig
 from affect.models.qformer import QFormer
 
 POSITIONS = {"video": 32, "audio": 8, "au": 32}

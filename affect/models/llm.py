@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 from transformers.utils import is_bitsandbytes_available
 
-from affect.config import ModelConfig
+from affect.core.schema import SPECIAL_TOKENS
+from affect.core.weights import resolve_weights
 from affect.data.collate import IGNORED
-from affect.schema import SPECIAL_TOKENS
-from affect.weights import resolve_weights
+from affect.data.config import ModelConfig
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from affect.config import ModelConfig
+from affect.data.config import ModelConfig
 
 
 class QFormer(nn.Module):

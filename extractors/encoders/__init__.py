@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from affect.schema import Modality
-from affect.weights import resolve_weights
+from affect.core.schema import Modality
+from affect.core.weights import resolve_weights
 from extractors.encoders.embedded import DctEncoder, HashedNgramEncoder, ProsodyEncoder
 
 EMBEDDED = {
@@ -60,7 +60,7 @@ def build_encoder(modality: Modality | str, name: str, device: str = "cpu", weig
     transformers; `open_clip:<architecture>/<weights>`, `open_clip:<folder>` or `open_clip:<hub id>` for one
     of open_clip; for frames and faces `fer:<checkpoint>` for a network of the image track, a file or a run's
     folder. Without a prefix a folder or hub id is of transformers, for AU of open_clip.
-    weights: where they are, with or without a prefix; without it `affect.weights.resolve_weights`
+    weights: where they are, with or without a prefix; without it `affect.core.weights.resolve_weights`
     says so. Raises ValueError for a name of another modality or an unknown prefix, WeightsError
     where no fitting weights are found.
     """

@@ -19,9 +19,9 @@ import librosa
 import numpy as np
 from scipy.fft import dctn
 
-from extractors.audio import SAMPLE_RATE
+from extractors.encoders.pitch import yin
 from extractors.encoders.prepare import as_it_is
-from extractors.pitch import yin
+from extractors.media.audio import SAMPLE_RATE
 
 _SIDE = 48
 _HOP = 320  # 20 ms
@@ -84,7 +84,7 @@ class ProsodyEncoder:
     """Statistics of pitch, loudness, voice quality and spectrum of each sound clip.
 
     The choice follows the minimalistic acoustic parameter set for affect (Eyben et al., GeMAPS,
-    IEEE TAC 2016), computed by librosa; pitch by YIN (extractors/pitch.py). Silence
+    IEEE TAC 2016), computed by librosa; pitch by YIN (extractors/encoders/pitch.py). Silence
     gives finite numbers: 0 pitch, loudness at -80 dB.
     """
 
@@ -213,7 +213,7 @@ def _pitch(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _zero_crossings(clips: np.ndarray) -> np.ndarray:
-    """Return the share of samples at which the sign changes within a window, [C, F] (see extractors/pitch.py)."""
+    """Return the share of samples at which the sign changes within a window, [C, F] (see pitch.py)."""
     below = np.pad(clips, ((0, 0), (_WINDOW // 2, _WINDOW // 2)), mode="edge") < -1e-10
     changes = np.cumsum(np.diff(below, axis=1, prepend=below[:, :1]), axis=1)  # up to each sample
     return (changes[:, _WINDOW - 1 :: _HOP] - changes[:, : 1 - _WINDOW : _HOP]) / _WINDOW

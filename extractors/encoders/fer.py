@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from affect.fer.checkpoint import ModelCard, find_model, load_model
-from affect.fer.models import ExpressionModel
-from affect.weights import weights_hash
+from affect.core.weights import weights_hash
+from affect.expressions.models import ExpressionModel
+from affect.expressions.network_file import ModelCard, find_model, load_model
 from extractors.encoders.batches import chunks, encode_batches, feature_width, split_rows
 from extractors.encoders.fer_input import NetworkInput
 from extractors.encoders.loading import WeightsError, precision

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from affect.fer.schema import InputSpec
+from affect.expressions.samples import InputSpec
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class NetworkInput:
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """Return float32 [T, C, S, S] of RGB frames uint8 [T, H, W, 3]."""
-        from affect.fer.pictures import to_input  # needs torch, which no other encoder's workers wait for
+        from affect.expressions.image_files import to_input  # needs torch, which no other encoder's workers wait for
 
         if len(frames) == 0:
             return np.zeros((0, self.spec.channels, self.spec.size, self.spec.size), np.float32)

@@ -11,10 +11,10 @@ import torch
 import transformers
 from transformers import AutoFeatureExtractor, PreTrainedModel, Wav2Vec2FeatureExtractor
 
-from extractors.audio import SAMPLE_RATE
 from extractors.encoders.batches import chunks, encode_batches, feature_width, split_rows
 from extractors.encoders.loading import WeightsError, load_model, load_pretrained, precision, source_hash
 from extractors.encoders.prepare import as_it_is, level_together
+from extractors.media.audio import SAMPLE_RATE
 
 _CLIPS_AT_ONCE = 32
 _LAYERS = 4

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
 
-from affect.weights import weights_hash
+from affect.core.weights import weights_hash
 
 # what the libraries raise on folders and models that are not what they expect
 _LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError)

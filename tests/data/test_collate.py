@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from affect.core.schema import Clip, Modality, Sample
 from affect.data.collate import IGNORED, Collator, pad_features
 from affect.data.dataset import make_sample
 from affect.data.prompts import load_prompts
 from affect.models.llm import load_tokenizer
-from affect.schema import Clip, Modality, Sample
 
 
 @pytest.fixture(scope="module")

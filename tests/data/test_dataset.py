@@ -2,13 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from affect.core.schema import Modality
 from affect.data.collate import Collator
 from affect.data.dataset import TrainingSamples, open_datasets, query_tokens
 from affect.data.prompts import NEEDS, load_prompts
 from affect.data.sampling import Draw
+from affect.features.store import FeatureError
 from affect.models.llm import load_tokenizer
-from affect.schema import Modality
-from affect.store import FeatureError
 
 
 def samples(config, seed=0):

@@ -3,17 +3,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from miniature_datasets import WRITERS, write_corpora, write_table
 
-from affect.config import DatasetConfig, ModelConfig, parse_config
+from affect.core.schema import Modality
+from affect.data.config import DatasetConfig, ModelConfig, parse_config
 from affect.data.dataset import TrainingSamples, make_sample, open_dataset, open_datasets, query_tokens
 from affect.data.known_datasets import KNOWN_DATASETS, choices, dataset_name, media_roots
 from affect.data.manifest import read_clips, read_manifest
 from affect.data.prompts import load_prompts
 from affect.data.sampling import Draw
-from affect.evaluate.benchmark import BENCHMARK
-from affect.schema import Modality
-from affect.store import FeatureStore
+from affect.evaluate.mer_unibench import BENCHMARK
+from affect.features.store import FeatureStore
+from miniature_datasets import WRITERS, write_corpora, write_table
 
 OPEN_LABELS = {"a1": ("happy", "excited"), "a2": ("neutral",), "a3": ("worried",)}
 EXPECTED = {

@@ -1,6 +1,6 @@
 import pytest
 
-from affect.config import DatasetConfig
+from affect.data.config import DatasetConfig
 from affect.data.manifest import parse_labels, read_clips, read_manifest, read_table
 
 

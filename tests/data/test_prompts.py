@@ -2,10 +2,10 @@ import json
 
 import pytest
 
+from affect.core.layouts import LAYOUTS
+from affect.core.schema import PLACEHOLDERS, Clip, Modality
 from affect.data.known_datasets import Choices
 from affect.data.prompts import NEEDS, PromptBook, load_prompts, sentiment_word, shown_streams
-from affect.layouts import LAYOUTS
-from affect.schema import PLACEHOLDERS, Clip, Modality
 
 FULL = "multiface_audio_face_frame_au_text"
 TOKENS = dict.fromkeys(Modality, 2)

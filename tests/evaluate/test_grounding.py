@@ -3,9 +3,9 @@ import math
 
 import pytest
 
+from affect.core.facs import ACTION_UNITS, parse_au_description
 from affect.evaluate.grounding import absent_streams, ground, ground_answers, mentions
-from affect.facs import ACTION_UNITS, parse_au_description
-from extractors.au_text import describe_frame
+from extractors.au.templates import describe_frame
 
 
 def units(text):

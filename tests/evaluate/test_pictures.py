@@ -1,7 +1,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from affect.evaluate.pictures import cluster_confusion, draw_bars, draw_confusion, draw_label_pictures
+from affect.evaluate.drawing import cluster_confusion, draw_bars, draw_confusion, draw_label_pictures
 
 
 def ink(path):

@@ -6,7 +6,7 @@ from affect.data.manifest import read_table
 from affect.evaluate.answers import conclusion
 from affect.evaluate.emotion_wheel import ew_scores, hit_scores
 from affect.evaluate.vocabulary import Vocabulary
-from extractors.au_text import describe_frame
+from extractors.au.templates import describe_frame
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from affect.core.layouts import LAYOUTS
+from affect.core.schema import Clip, Modality
 from affect.data.collate import Collator
 from affect.data.dataset import TrainingSamples, make_sample, open_datasets, query_tokens
 from affect.data.prompts import load_prompts
 from affect.data.sampling import Draw
-from affect.layouts import LAYOUTS
 from affect.models.affectgpt import Decoding, build_affectgpt
-from affect.schema import Clip, Modality
 
 FULL = LAYOUTS["multiface_audio_face_frame_au_text"]
 

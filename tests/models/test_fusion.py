@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from affect.config import ModelConfig
+from affect.data.config import ModelConfig
 from affect.models.fusion import POSITIONS, Branch, FeatureNorm, QFormerPreFusion
 
 SMALL = ModelConfig(qformer_hidden_size=16, qformer_heads=2, qformer_intermediate_size=32)

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from affect.config import ModelConfig
+from affect.data.config import ModelConfig
 from affect.models.llm import answer_loss, decoder, load_llm, lora_config
 
 TOKENS, LABELLED = 290, 100

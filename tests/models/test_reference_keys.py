@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from affect.config import ModelConfig
-from affect.layouts import Layout
+from affect.core.layouts import Layout
+from affect.core.schema import Modality
+from affect.data.config import ModelConfig
 from affect.models.affectgpt import fusion_shapes
 from affect.models.fusion import AttentionPreFusion, Branch, QFormerPreFusion
 from affect.models.reference_keys import fusion_from_reference, fusion_to_reference
-from affect.schema import Modality
 
 FILES = {"qformer": "small_qformer", "attention_paper": "small_attention_paper", "mean": "small_mean"}
 STREAM = {"video": Modality.FACE, "audio": Modality.AUDIO, "au": Modality.AU, "image": Modality.IMAGE}

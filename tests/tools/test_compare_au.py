@@ -8,8 +8,8 @@ import pytest
 
 import compare_au
 from compare_au import LEAST_R, TABLES, agreement, compare, find_pairs, pair_frames, pearson
-from extractors.landmarks import REPORTED
-from extractors.openface import read_openface
+from extractors.au.landmarks import REPORTED
+from extractors.au.openface import read_openface
 
 FRAMES = 30
 

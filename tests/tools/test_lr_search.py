@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import lr_search
-from affect.fer.config import load_fer_config
+from affect.expressions.config import load_fer_config
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import shutil
 import pytest
 
 import prepare_au_agent_data as prepare
-from affect.au_json import AuAnalysis, au_json_path, write_au_json
-from affect.conversation import SYSTEM
-from affect.facs import ACTION_UNITS
-from extractors.au_agent import AuAgent
-from extractors.au_text import describe_clip, describe_frame, frame_prompt
+from affect.core.au_json import AuAnalysis, au_json_path, write_au_json
+from affect.core.conversation import SYSTEM
+from affect.core.facs import ACTION_UNITS
+from extractors.au.agent import AuAgent
+from extractors.au.templates import describe_clip, describe_frame, frame_prompt
 from prepare_au_agent_data import choose_val, leaks
 
 SETS = ("au_agent_train", "au_agent_val")

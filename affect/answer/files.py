@@ -1,0 +1,150 @@
+"""Files of answers: JSON lines that grow clip by clip, what they were made with, and the published program's .npz."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from affect.core.files import atomic_write
+from affect.core.layouts import LAYOUTS
+from affect.core.weights import weights_hash
+from affect.data.config import Config, DatasetConfig
+from affect.data.prompts import PromptBook
+from affect.features.store import encoder_identity
+
+REASONING, LABELS = "description", "ovlabel"
+"""Question kinds of the two ways to answer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said of a clip, and what it had to go by."""
+
+    name: str
+    dataset: str
+    question: str
+    answer: str
+    streams: list[str]
+    """Streams that the prompt showed; 'multi' is the pre-fusion of several."""
+    missing: list[str]
+    """Streams that the layout knows and the clip does not have."""
+    subtitle: str = ""
+    action_units: dict[str, float] = field(default_factory=dict)
+    """Highest intensity (0 to 5) of each action unit over the clip, where its AU analysis is known."""
+    labels: list[str] = field(default_factory=list)
+    """True labels, where the table has them."""
+
+
+def answers_path(base_root: str, dataset: str, checkpoint: Path, kind: str) -> Path:
+    """Return where the answers to one kind of question are: {base_root}-{dataset}/{run}/{checkpoint}-{kind}.jsonl."""
+    folder = Path(f"{base_root}-{dataset.lower()}") / checkpoint.parent.name
+    return folder / f"{checkpoint.name}-{kind}.jsonl"
+
+
+def answer_settings(
+    config: Config, section: DatasetConfig, checkpoint: Path, prompts: PromptBook, kind: str
+) -> dict[str, Any]:
+    """Return everything that decides what is answered, as JSON values; answers of other settings are not mixed."""
+    inference, model = config.inference, config.model
+    needed = LAYOUTS[section.face_or_frame].needed
+    wording = json.dumps(asdict(prompts), sort_keys=True)
+    settings = {
+        "checkpoint": weights_hash(checkpoint),
+        "language_model": encoder_identity(model.llama_model),
+        "load_in_4bit": model.load_in_4bit,
+        "layout": section.face_or_frame,
+        "features": {str(stream): section.spec(stream, model.feature_dim(stream)).folder for stream in needed},
+        "without": sorted(inference.without),
+        "question": prompts.question(kind),
+        "wording": hashlib.sha256(wording.encode()).hexdigest()[:16],
+        "max_length": model.max_length,
+        "max_new_tokens": inference.max_new_tokens,
+        "do_sample": inference.do_sample,
+        "backend": inference.backend,
+    }
+    return settings | ({"top_p": inference.top_p, "temperature": inference.temperature} if inference.do_sample else {})
+
+
+def resume_answers(path: Path, settings: dict[str, Any], overwrite: bool = False) -> set[str]:
+    """Return the clips that a file of answers has, after dropping a last line that a killed run left half written.
+
+    A new file starts with `settings` written beside it. Raises ValueError where the file was made with others, or
+    a line is no answer.
+    """
+    beside = path.with_suffix(".settings.json")
+    if overwrite or not path.is_file():
+        for old in (path, npz_path(path), beside):
+            old.unlink(missing_ok=True)
+        with atomic_write(beside) as handle:
+            handle.write(json.dumps(settings, indent=1, ensure_ascii=False).encode() + b"\n")
+        return set()
+    _require_same(path, beside, settings)
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("r+b") as handle:
+            handle.truncate(len(whole))
+    return set(read_answered(path))
+
+
+def write_answers(path: Path, answers: Iterable[Answer]) -> int:
+    """Add answers to a file of JSON lines, each as soon as it comes, and return how many there were."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with path.open("a", encoding="utf-8", buffering=1) as handle:
+        for answer in answers:
+            count += 1
+            handle.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+    return count
+
+
+def read_answered(path: Path) -> dict[str, str]:
+    """Return name -> answer of a file of JSON lines (raises ValueError naming the line that is none)."""
+    answered = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+            answered[record["name"]] = record["answer"]
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(
+                f"{path}: line {number}: expected an answer as a JSON object, found something else; delete that line, "
+                "or give --overwrite to make all answers anew"
+            ) from None
+    return answered
+
+
+def npz_path(path: Path) -> Path:
+    """Return where the published program keeps the answers of a file: {checkpoint}.npz for descriptions."""
+    return path.with_name(path.name.removesuffix(f"-{REASONING}.jsonl").removesuffix(".jsonl") + ".npz")
+
+
+def write_npz(path: Path) -> Path:
+    """Write the answers of a file of JSON lines as the published scorer reads them; return the path of the .npz.
+
+    It holds `name2reason`, a dict of strings in an object array.
+    """
+    target = npz_path(path)
+    with atomic_write(target) as handle:
+        np.savez_compressed(handle, name2reason=np.array(read_answered(path), dtype=object))
+    return target
+
+
+def _require_same(path: Path, beside: Path, settings: dict[str, Any]) -> None:
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = {}
+    if found == (expected := json.loads(json.dumps(settings))):
+        return
+    differing = [key for key in expected if not isinstance(found, dict) or found.get(key) != expected[key]]
+    what = f"other settings ({', '.join(differing)})" if found else f"unknown settings (no {beside.name} beside it)"
+    raise ValueError(
+        f"{path}: expected answers of this run's settings, found answers made with {what}; give --overwrite to make "
+        "them anew, or another inference.base_root"
+    )

@@ -1,0 +1,47 @@
+"""The commands: each wires what the floors below it offer.
+
+affect <command> [flags], or the script of the name that users know (train.py, tools/extract_features.py, …).
+Nothing is imported before it is known which command is wanted.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+COMMANDS = {
+    "extract": "raw clips to AU JSON, AU sentences and features",
+    "verify": "check that AU JSON, sentences, features and their origin agree",
+    "train": "train a model as a YAML file says",
+    "answer": "answer for a data set, one clip, or pictures of faces",
+    "evaluate": "scores of answers and of expression networks",
+    "pack": "many small feature files into one, and back",
+    "convert_checkpoint": "checkpoints of the AffectGPT systems, to ours and back",
+    "export_onnx": "an expression network as ONNX",
+}
+"""Command -> what it does; the module of the same name here has its `main(arguments) -> exit code`."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run `affect <command> …` and end the process with its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: affect <command> [flags]; affect <command> --help tells its flags\n")
+        print("\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()))
+        sys.exit(0)
+    if arguments[0] not in COMMANDS:
+        sys.exit(f"error: unknown command {arguments[0]!r}; expected one of {', '.join(COMMANDS)}")
+    sys.argv[0] = f"affect {arguments[0]}"
+    door(arguments[0], arguments[1:])
+
+
+def door(command: str, arguments: list[str] | None = None) -> NoReturn:
+    """Run one command and end the process: what users can mend is one line, anything else a traceback."""
+    try:
+        sys.exit(import_module(f"affect.cli.{command}").main(arguments))
+    except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

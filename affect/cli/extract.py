@@ -1,0 +1,307 @@
+"""Raw clips to features: AU JSON, AU sentences and arrays, whatever is still missing.
+
+    python tools/extract_features.py --dataset mydata --modality all --video_root clips \\
+        --openface_root openface --mer-factory-output output/au --save_root preextracted_features
+
+Without --csv_path every video in --video_root is a clip. Ends with code 1 when a clip failed; which
+and why is in {save_root}/{dataset}/failures.csv. Give the same command again after a stop, even a kill:
+what is there is not made again. Several workers share a store by --num-shards and --shard-index.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from affect.core.schema import STORED_MODALITIES, Modality, check_name
+from affect.data.manifest import read_table
+from affect.faces.finders import face_finder_name
+from extractors.au.backends import AU_BACKENDS, check_backend
+from extractors.au.openface import EXECUTABLE_VARIABLE
+from extractors.media.decode import VIDEO_SUFFIXES, list_videos
+from extractors.run.clip import Sources
+from extractors.run.driver import RunReport, run, sum_up
+from extractors.run.journal import FAILURE_TABLE
+from extractors.run.planning import STAGES, Plan, shard
+from extractors.run.session import TEMPLATES, Session, Settings
+
+SHOWN_FAILURES = 20
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, run the plan, print what became of the clips; return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if args.devices:
+        return run_on_devices(args, arguments)
+    settings = settings_of(args)
+    names = shard(clip_names(args), args.shard_index, args.num_shards)
+    writer = f"{args.shard_index}of{args.num_shards}"
+    if args.engine == "ray":
+        return run_on_ray(settings, names, writer, args.actors)
+    session = Session(settings)
+    plan = session.plan(names, writer)
+    report = run(plan, session.describe, session.encoder)
+    print_summary(plan, report)
+    return 1 if report.failures or report.stopped else 0
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Return the command line's settings, checked as far as they can be without touching clips."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--dataset", required=True, help="name of the data set, and of its folder below --save_root")
+    add("--modality", default="all", choices=[*STORED_MODALITIES, "all"])
+    add("--stages", type=_stages, default=STAGES, help=f"of {','.join(STAGES)}; default: all, where missing")
+    add("--csv_path", type=Path, help="table with one row a clip; default: every video in --video_root")
+    add("--csv_column", default="name", help="column with clip names")
+    add("--video_root", type=Path)
+    add("--audio_root", type=Path, help="sound files; default: the sound of the videos")
+    add("--face_root", type=Path, help="face arrays {name}.npy or {name}/{name}.npy; default: found in the videos")
+    add("--openface_root", type=Path, help="OpenFace tables {name}.csv; new ones are put there")
+    add("--openface_executable", help=f"FeatureExtraction binary; default: {EXECUTABLE_VARIABLE}")
+    add("--openface_args", default="", help='passed on to it, e.g. "-mloc model/main_ceclm_general.txt"')
+    add("--au_backend", default="openface", choices=AU_BACKENDS, help="what measures action units")
+    add(
+        "--mer-factory-output",
+        "--mer_factory_output",
+        type=Path,
+        help="root of the AU JSON files; default: {save_root}/au_json",
+    )
+    add("--save_root", type=Path, default=Path("preextracted_features"))
+    add(
+        "--visual_encoder",
+        default="CLIP_VIT_LARGE",
+        help="CLIP_VIT_LARGE, SIGLIP_SO, DINO2_LARGE, hf:<folder or hub id>, open_clip:<name>/<weights>, "
+        "fer:<run of the image track>, or DCT (needs no weights)",
+    )
+    add(
+        "--acoustic_encoder",
+        default="HUBERT_LARGE",
+        help="HUBERT_LARGE, WAVLM_LARGE, DATA2VEC_BASE, hf:<folder or hub id>, or PROSODY (needs no weights)",
+    )
+    add(
+        "--au_encoder",
+        default="CLIP_VITB32",
+        help="CLIP_VITB32, open_clip:<name>/<weights>, hf:<folder or hub id>, or HASHED_NGRAMS (needs no weights)",
+    )
+    add("--au_maker", default=TEMPLATES, help="templates, or a language model's folder or hub id")
+    add("--au_adapter", help="PEFT adapter of that language model")
+    add("--au_agent_backend", default="hf", choices=["hf", "vllm"], help="what runs that language model")
+    add("--frame_sampling", default="uniform", choices=["uniform", "headtail", "emotion_peak"])
+    add("--frame_n_frms", type=_positive, default=8)
+    add("--clips_per_video", type=_positive, default=8, help="sound clips of 2 s")
+    add("--face_finder", default="auto", choices=["auto", "opencv", "mediapipe"])
+    add("--dtype", default="float32", choices=["float32", "float16"], help="numbers that features are stored in")
+    add("--device", default="cpu", help="where encoders and language model run, e.g. cuda:0")
+    add("--devices", type=_devices, default=(), help="several, e.g. cuda:0,cuda:1: a process and a shard for each")
+    add("--num_workers", type=_positive, default=2, help="processes that decode clips, for each device")
+    add("--time_limit", type=_seconds, default=60.0, help="seconds that measuring and decoding one clip may take")
+    add("--num-shards", "--num_shards", type=_positive, default=1, help="parts that the clips are divided into")
+    add("--shard-index", "--shard_index", type=int, default=0, help="which of them to do, from 0")
+    add("--engine", default="local", choices=["local", "ray"], help="ray: a pool of actors on a Ray cluster")
+    add("--actors", type=_positive, help="size of that pool; default: what the cluster has room for")
+    add("--overwrite", action="store_true", help="make anew what is there")
+    add("--retry-failed", "--retry_failed", action="store_true", help="try unchanged clips again that failed before")
+    add("--no-progress", "--no_progress", action="store_true", help="draw no progress bar")
+    args = parser.parse_args(arguments)
+    check_name(args.dataset, "--dataset")
+    face_finder_name(args.face_finder)
+    check_backend(args.au_backend)
+    args.mer_factory_output = args.mer_factory_output or args.save_root / "au_json"
+    if args.devices and args.engine == "ray":
+        parser.error("--devices names devices of this machine, but with --engine ray the cluster chooses; drop one")
+    return args
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """Return the command line's settings under the names that the stages use."""
+    return Settings(
+        dataset=args.dataset,
+        save_root=args.save_root,
+        sources=Sources(
+            video_root=args.video_root,
+            audio_root=args.audio_root,
+            face_root=args.face_root,
+            openface_root=args.openface_root,
+            openface_executable=args.openface_executable or os.environ.get(EXECUTABLE_VARIABLE),
+            openface_args=tuple(args.openface_args.split()),
+            au_root=args.mer_factory_output,
+            au_backend=args.au_backend,
+        ),
+        streams=STORED_MODALITIES if args.modality == "all" else (Modality(args.modality),),
+        stages=args.stages,
+        visual_encoder=args.visual_encoder,
+        acoustic_encoder=args.acoustic_encoder,
+        au_encoder=args.au_encoder,
+        au_maker=args.au_maker,
+        au_adapter=args.au_adapter,
+        au_agent_backend=args.au_agent_backend,
+        sampling=args.frame_sampling,
+        frame_count=args.frame_n_frms,
+        clips_per_video=args.clips_per_video,
+        face_finder=args.face_finder,
+        device=args.device,
+        dtype=args.dtype,
+        workers=args.num_workers,
+        time_limit=args.time_limit,
+        ambiguous=ambiguous_names(args.video_root),
+        progress=not args.no_progress,
+        overwrite=args.overwrite,
+        retry_failed=args.retry_failed,
+    )
+
+
+def clip_names(args: argparse.Namespace) -> list[str]:
+    """Return the clips to work on, each once (raises ValueError when there are none)."""
+    if args.csv_path is None:
+        if args.video_root is None:
+            raise ValueError("no clips are named: expected --csv_path with a table, or --video_root with videos")
+        names = sorted(list_videos(args.video_root))
+        if not names:
+            raise ValueError(
+                f"{args.video_root}: expected a folder with videos ({', '.join(VIDEO_SUFFIXES)}), found none"
+            )
+        return names
+    table = read_table(args.csv_path)
+    if args.csv_column not in table:
+        raise ValueError(
+            f"{args.csv_path}: expected a column {args.csv_column!r}, found {', '.join(table)}; see --csv_column"
+        )
+    return list(dict.fromkeys(table[args.csv_column]))
+
+
+def ambiguous_names(video_root: Path | None) -> frozenset[str]:
+    """Return the clips that more than one video in a folder is named after."""
+    files = list_videos(video_root) if video_root else {}
+    return frozenset(name for name, count in files.items() if count > 1)
+
+
+def run_on_devices(args: argparse.Namespace, arguments: list[str]) -> int:
+    """Run this script once for each device, each on a shard of its own; return the worst exit code."""
+    processes = []
+    for i, (name, environment) in enumerate([only_device(device) for device in args.devices]):
+        index, count = args.shard_index * len(args.devices) + i, args.num_shards * len(args.devices)
+        own = ["--devices", "", "--device", name, "--num-shards", str(count), "--shard-index", str(index)]
+        quiet = ["--no-progress"] if i else []  # two bars would draw over each other
+        processes.append(
+            subprocess.Popen([sys.executable, "-m", "affect", "extract", *arguments, *own, *quiet], env=environment)
+        )
+    try:
+        return max(abs(process.wait()) for process in processes)
+    except KeyboardInterrupt:  # which the processes got too; they write down what they have
+        return max(abs(process.wait()) for process in processes)
+
+
+def only_device(device: str) -> tuple[str, dict[str, str]]:
+    """Return what a process that is to see one device only calls it, and the environment that it needs.
+
+    vLLM takes no other way of choosing a GPU.
+    """
+    environment = dict(os.environ)
+    if not device.startswith("cuda:"):
+        return device, environment
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    number = device.removeprefix("cuda:")
+    known = visible.split(",") if visible else None
+    if not number.isdecimal() or (known and int(number) >= len(known)):
+        raise ValueError(
+            f"--devices: {device} does not exist (CUDA_VISIBLE_DEVICES is {visible or 'not set'}); expected cuda:0 and "
+            "so on, as many as this process may use"
+        )
+    environment["CUDA_VISIBLE_DEVICES"] = known[int(number)] if known else number
+    return "cuda:0", environment
+
+
+def run_on_ray(settings: Settings, names: list[str], writer: str, actors: int | None) -> int:
+    """Run the plan on a Ray cluster; return the exit code."""
+    from extractors.run import ray_engine
+
+    # the pool draws no bars: Ray shows its own
+    report = ray_engine.run_on_ray(replace(settings, progress=False), names, actors)
+    # this machine may have neither the weights nor the device of the pool, and no width is needed any more
+    plan = settings.plan(names, writer, dim=lambda stream: 0)
+    sum_up(plan, report)
+    print_summary(plan, report)
+    return 1 if report.failures or report.stopped else 0
+
+
+def print_summary(plan: Plan, report: RunReport) -> None:
+    """Print what was made, what was there, which clips have no face or sound, what failed, and where time went."""
+    table = Table(title=f"{plan.dataset}: {report.clips} clips", show_header=False)
+    for what in ("au_json", "au_text", *map(str, plan.specs)):
+        table.add_row(f"{what} made", str(report.made[what]))
+    table.add_row("complete before", str(report.complete))
+    table.add_row("without a face", _some(report.faceless))
+    table.add_row("without sound", _some(report.silent))
+    failed = list(dict.fromkeys(name for name, _, _ in report.failures))
+    table.add_row("failed", _some(failed))
+    if report.seconds:
+        total = report.seconds["total"]
+        parts = ", ".join(
+            f"{stage} {report.seconds.get(stage, 0.0) / total:.0%}"
+            for stage in ("wait", "au_text", "encode", "write", "driver")
+        )
+        table.add_row("time", f"{total:.1f} s: {parts}")
+    console = Console()
+    console.print(table)
+    if report.failures:
+        print_failures(console, plan, report)
+    if report.stopped:
+        console.print(f"stopped: {report.stopped}", markup=False, highlight=False)
+
+
+def print_failures(console: Console, plan: Plan, report: RunReport) -> None:
+    """Print the first failures and where all are."""
+    table = Table("clip", "stage", "reason")
+    for failure in report.failures[:SHOWN_FAILURES]:
+        table.add_row(*map(escape, failure))
+    console.print(table)
+    more = len(report.failures) - SHOWN_FAILURES
+    console.print((f"and {more} more: " if more > 0 else "") + f"see {plan.store.root / FAILURE_TABLE}")
+    if report.left_alone:
+        console.print(f"{report.left_alone} of these clips failed before and have not changed since: --retry-failed")
+
+
+def _some(names: list[str]) -> str:
+    """Return how many there are, and the first ones."""
+    return escape(f"{len(names)}" + (f" ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})" if names else ""))
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, found {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, found {text!r}")
+    return seconds
+
+
+def _devices(text: str) -> tuple[str, ...]:
+    return tuple(device.strip() for device in text.split(",") if device.strip())
+
+
+def _stages(text: str) -> tuple[str, ...]:
+    stages = tuple(text.split(","))
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"expected some of {','.join(STAGES)}, found {', '.join(unknown)}")
+    return stages

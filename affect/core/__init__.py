@@ -1,0 +1,1 @@
+"""What all others rest on: words, files, settings, weights; no torch where it can be helped."""

@@ -1,0 +1,237 @@
+"""The AU JSON of one clip: which action units were measured when, where the peak is, what was said about it.
+
+One schema, a superset of what MER-Factory and its forks write, so that their files are read as they are:
+fields that a file lacks are empty, fields that are unknown here are kept and written back.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypedDict
+
+from affect.core.files import atomic_write
+from affect.core.schema import check_name
+
+SCHEMA_VERSION = 1
+MAKE_HINT = "make it with: python tools/extract_features.py --modality au"
+
+
+class FrameAus(TypedDict, total=False):
+    """Action units of one frame."""
+
+    frame: int
+    """1-based."""
+    timestamp: float
+    """Seconds."""
+    au_description: str
+    active_aus: dict[str, float]
+    """`AU10_r` -> intensity 0..5, active ones only."""
+    is_peak_frame: bool
+    fine_grained_description: str
+    """The whole exchange that made the sentence of this frame: AU input and answer."""
+
+
+class Peak(TypedDict, total=False):
+    """One peak of the overall intensity."""
+
+    peak_index: int
+    """0-based."""
+    frames_before_peak: int
+    frames_after_peak: int
+    timestamp: float
+    intensity: float
+
+
+class AuInfo(TypedDict, total=False):
+    """What is known of the clip as a whole."""
+
+    total_frames: int
+    peak_frames: list[Peak]
+    """In the order of time."""
+    frames_without_face: list[list[int]]
+    """Runs of 1-based frame numbers, `[first, last]` with both ends included."""
+    no_peak_reason: str
+    """Why `peak_frames` is empty, in words; empty where there is a peak."""
+
+
+@dataclass
+class AuAnalysis:
+    """Everything that one AU JSON says."""
+
+    source_path: str = ""
+    """The clip."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Tool that measured, table it wrote, thresholds and rules, maker of the sentences."""
+    per_frame_au_descriptions: list[FrameAus] = field(default_factory=list)
+    au_info: AuInfo = field(default_factory=AuInfo)
+    fine_grained_descriptions: dict[str, str] = field(default_factory=dict)
+    """Frame number (1-based) -> text."""
+    summary_description: dict[str, str] = field(default_factory=dict)
+    """Frame number (1-based) -> sentence."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Fields of other tools, kept as they are."""
+
+    def has_face(self, frame: int) -> bool:
+        """Whether a face was seen in a frame (1-based); files that do not say so count as having one."""
+        return not any(first <= frame <= last for first, last in self.au_info.get("frames_without_face", []))
+
+    @property
+    def faceless(self) -> bool:
+        """Whether the file says that no frame has a face."""
+        total = self.au_info.get("total_frames", 0)
+        runs = self.au_info.get("frames_without_face", [])
+        return total > 0 and sum(last - first + 1 for first, last in runs) == total
+
+
+_FIELDS: dict[str, type] = {
+    "source_path": str,
+    "provenance": dict,
+    "per_frame_au_descriptions": list,
+    "au_info": dict,
+    "fine_grained_descriptions": dict,
+    "summary_description": dict,
+}
+
+
+def au_json_path(root: str | Path, dataset: str, name: str) -> Path:
+    """Return where the AU JSON of a clip is written: `{root}/{dataset}/{name}/{name}_au_analysis.json`.
+
+    The dataset folder is left out where `dataset` is empty or `root` already ends in it; a folder that is
+    there in another case (MERCaptionPlus for mercaptionplus) is the dataset's.
+    """
+    folder = _dataset_folder(Path(root), check_name(dataset, "dataset name")) if dataset else Path(root)
+    return folder / check_name(name) / f"{name}_au_analysis.json"
+
+
+@cache
+def _dataset_folder(root: Path, dataset: str) -> Path:
+    """Looked up once a run: `root` may hold a million folders."""
+    if root.name.lower() == dataset.lower():
+        return root
+    spellings = [path for path in root.iterdir() if path.name.lower() == dataset.lower()] if root.is_dir() else []
+    return spellings[0] if spellings else root / dataset
+
+
+def find_au_json(root: str | Path, dataset: str, name: str) -> Path:
+    """Return where the AU JSON of a clip is, with or without the dataset folder.
+
+    Raises FileNotFoundError naming both places where it is in neither.
+    """
+    places = list(dict.fromkeys([au_json_path(root, dataset, name), au_json_path(root, "", name)]))
+    for path in places:
+        if path.is_file():
+            return path
+    expected = " or ".join(str(path) for path in places)
+    raise FileNotFoundError(f"clip {name!r} has no AU JSON: expected {expected}; {MAKE_HINT}")
+
+
+def read_au_json(path: str | Path) -> AuAnalysis:
+    """Return the content of an AU JSON, made here or by any version of MER-Factory.
+
+    Raises FileNotFoundError where there is no such file, ValueError where it is no JSON object, is of a
+    newer schema, or has a field of another type than this schema gives it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected an AU JSON, found no such file; {MAKE_HINT}")
+    try:
+        # NaN is no JSON; as null it can be written back
+        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, found text that is none ({error}); make the file anew") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {_json_type(content)}; make the file anew")
+    version = content.pop("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{path}: schema_version is {version!r}, this program reads up to {SCHEMA_VERSION}; update the program"
+        )
+    known = {key: content.pop(key) for key in _FIELDS if key in content}
+    known = {key: value for key, value in known.items() if value is not None}
+    for key, value in known.items():
+        if not isinstance(value, _FIELDS[key]):
+            raise ValueError(
+                f"{path}: {key} must be {_json_type(_FIELDS[key]())}, found {_json_type(value)}; correct it or "
+                "make the file anew"
+            )
+    _check_parts(path, known)
+    return AuAnalysis(**known, extra=content)
+
+
+def write_au_json(analysis: AuAnalysis, path: str | Path, writer: str = "") -> None:
+    """Write an analysis as JSON, whole or not at all; `writer` as in `affect.core.files.atomic_write`."""
+    content = {"schema_version": SCHEMA_VERSION, **{key: getattr(analysis, key) for key in _FIELDS}, **analysis.extra}
+    with atomic_write(Path(path), writer) as handle:
+        handle.write(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def sentences(analysis: AuAnalysis) -> list[str]:
+    """Return the sentences of a clip in the order of their frames.
+
+    They are read from `summary_description`, or where that is empty from `fine_grained_descriptions`,
+    of which only the answer counts where the text is a whole exchange.
+    """
+    texts = analysis.summary_description or analysis.fine_grained_descriptions
+    return [texts[key].rpartition("\nassistant\n")[2].strip() for key in sorted(texts, key=int)]
+
+
+def require_sentences(analysis: AuAnalysis, path: str | Path) -> list[str]:
+    """Return the sentences of a clip, of which a faceless clip has none.
+
+    Raises ValueError where a clip that has a face was never described.
+    """
+    found = sentences(analysis)
+    if not found and not analysis.faceless:
+        raise ValueError(
+            f"{path}: expected sentences in summary_description or fine_grained_descriptions, found neither; "
+            f"{MAKE_HINT}"
+        )
+    return found
+
+
+def _check_parts(path: Path, known: dict[str, Any]) -> None:
+    """Raise ValueError, naming the field, where the inside of a known field would break its readers."""
+    for key in ("summary_description", "fine_grained_descriptions"):
+        for frame, text in known.get(key, {}).items():
+            if not frame.strip().isdecimal() or not isinstance(text, str):
+                raise ValueError(
+                    f"{path}: {key} must hold frame numbers and texts, found {frame!r}: {_json_type(text)}; "
+                    "correct it or make the file anew"
+                )
+    info = known.get("au_info", {})
+    for key, entries in (
+        ("per_frame_au_descriptions", known.get("per_frame_au_descriptions", [])),
+        ("au_info.peak_frames", info.get("peak_frames", [])),
+    ):
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"{path}: {key} must be a list of objects, found something else; make the file anew")
+    for frame in known.get("per_frame_au_descriptions", []):
+        active = frame.setdefault("active_aus", {}) or {}
+        frame["active_aus"] = active
+        if not isinstance(frame.get("frame", 1), int) or not isinstance(active, dict):
+            raise ValueError(
+                f"{path}: per_frame_au_descriptions must hold whole numbers as frame and objects as active_aus, found "
+                f"{frame.get('frame')!r} and {_json_type(active)}; make the file anew"
+            )
+        if not all(isinstance(value, int | float) for value in active.values()):
+            raise ValueError(f"{path}: active_aus must hold numbers, found something else; make the file anew")
+    if not all(isinstance(peak.get("peak_index"), int) for peak in info.get("peak_frames", [])):
+        raise ValueError(f"{path}: au_info.peak_frames must hold whole numbers peak_index; make the file anew")
+    runs = info.get("frames_without_face", [])
+    pairs = isinstance(runs, list) and all(
+        isinstance(run, list) and len(run) == 2 and all(isinstance(end, int) for end in run) for run in runs
+    )
+    if not pairs or not isinstance(info.get("total_frames", 0), int):
+        raise ValueError(
+            f"{path}: au_info must have a whole number total_frames and [first, last] pairs in frames_without_face; "
+            "make the file anew"
+        )
+
+
+def _json_type(value: Any) -> str:
+    """Name of a value's type in the words of JSON."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

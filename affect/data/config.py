@@ -1,0 +1,390 @@
+"""Typed configuration: YAML with the sections model, datasets, run and inference.
+
+Every wrong key, type and contradiction of a file is reported at once. Keys that users'
+files have and that nothing here needs are accepted with one line that says why.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError
+from pydantic import model_validator as check
+
+from affect.core.layouts import LAYOUTS
+from affect.core.schema import Modality
+from affect.core.typed_yaml import ConfigError, Section, apply_option, describe_fault, drop_not_needed, read_yaml
+from affect.features.store import FeatureSpec
+
+FusionType = Literal["qformer", "attention", "mean"]
+QuestionKind = Literal[
+    "description", "ovlabel", "hybird", "onehot_w_candidates", "onehot_wo_candidates", "sentiment", "valence"
+]
+"""What is asked of a clip; hybird (as users' files spell it) is description or ovlabel, half and half."""
+Sampling = Literal["uniform", "headtail", "emotion_peak"]
+
+
+def _known_layout(name: str) -> str:
+    if name not in LAYOUTS:
+        raise ValueError(f"expected one of {', '.join(LAYOUTS)}")
+    return name
+
+
+def _unset(value: Any) -> Any:
+    """Users' templates write 'xxx' for 'fill me in'."""
+    return None if value in ("xxx", "xxx-xxx", "") else value
+
+
+LayoutName = Annotated[str, AfterValidator(_known_layout)]
+Unset = BeforeValidator(_unset)
+
+
+class ModelConfig(Section):
+    """The network: language model, LoRA, fusion, and the widths of the features it reads."""
+
+    arch: Literal["affectgpt"] = "affectgpt"
+    llama_model: str = "Qwen25"
+    """Name (see affect/core/weights.py), folder or hub id of a causal language model."""
+    ckpt: Annotated[str | None, Unset] = None
+    """Checkpoint folder whose weights training starts from (a run's own are resumed by themselves)."""
+    max_length: int = Field(1024, gt=0)
+    """Most tokens of a prompt, and of an answer."""
+    prompt_file: str | None = None
+    """YAML or JSON with other prompt wording than affect/data/prompts.yaml."""
+
+    lora_r: int = Field(16, gt=0)
+    lora_alpha: int = Field(32, gt=0)
+    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    frozen_llm: bool = False
+    """True leaves the LoRA weights as they start, too."""
+    load_in_4bit: bool = False
+    """Keep the frozen base of the language model in 4 bits (needs bitsandbytes and a GPU)."""
+
+    multi_fusion_type: Literal["qformer", "attention"] = "qformer"
+    """Pre-fusion; attention reads two streams only (video and sound), qformer reads AU too."""
+    video_fusion_type: FusionType = "qformer"
+    audio_fusion_type: FusionType = "qformer"
+    au_fusion_type: FusionType = "qformer"
+    image_fusion_type: Literal["token", "mean"] = "token"
+    fuse_au: bool = True
+    """False: AU has tokens of its own but no part in the pre-fusion, as in checkpoints of the reference."""
+    score_single_picture: bool = False
+    """video_fusion_type attention: weight a single picture, too, as checkpoints trained on raw video expect."""
+    num_multi_query_token: int = Field(16, gt=0)
+    num_video_query_token: int = Field(1, gt=0)
+    num_audio_query_token: int = Field(1, gt=0)
+    num_au_query_token: int = Field(1, gt=0)
+    num_image_query_token: int = Field(1, gt=0)
+    qformer_hidden_size: int = Field(768, gt=0)
+    qformer_layers: int = Field(2, gt=0)
+    qformer_heads: int = Field(12, gt=0)
+    qformer_intermediate_size: int = Field(3072, gt=0)
+
+    standardize_features: bool = False
+    """Features are standardised by the training set's mean and deviation and clamped at 4."""
+    normalize_tokens: bool = False
+    """Projected tokens are layer-normed and scaled to the deviation of the language model's embeddings."""
+
+    frozen_multi_Qformer: bool = False
+    frozen_video_Qformer: bool = False
+    frozen_audio_Qformer: bool = False
+    frozen_au_Qformer: bool = False
+    frozen_multi_llama_proj: bool = False
+    frozen_video_proj: bool = False
+    frozen_audio_proj: bool = False
+    frozen_au_proj: bool = False
+
+    preextracted_visual_dim: int = Field(768, gt=0)
+    preextracted_acoustic_dim: int = Field(1024, gt=0)
+    preextracted_au_dim: int = Field(512, gt=0)
+
+    skip_encoders: bool = True
+    """True: features are read from the store; False: data sets may have them made on the fly."""
+    use_au_agent: bool = False
+    """Let a language model write the AU sentences that AU JSON files lack, before training or inference begins."""
+    au_agent_base_model: str = "Qwen25"
+    au_agent_lora_weights: Annotated[str | None, Unset] = None
+    au_agent_device: str = "auto"
+
+    @check(mode="after")
+    def _heads_divide_width(self) -> ModelConfig:
+        if self.qformer_hidden_size % self.qformer_heads:
+            raise ValueError(f"qformer_hidden_size {self.qformer_hidden_size} is no multiple of qformer_heads")
+        return self
+
+    def feature_dim(self, modality: Modality) -> int:
+        """Return the width of the features of one modality."""
+        if modality == Modality.AUDIO:
+            return self.preextracted_acoustic_dim
+        return self.preextracted_au_dim if modality == Modality.AU else self.preextracted_visual_dim
+
+
+class FeatureConfig(Section):
+    """Where clips and their features are, and which encoders made them; shared by data sets and inference."""
+
+    frame_n_frms: int = Field(8, gt=0)
+    frame_sampling: Sampling = "uniform"
+    preextracted_root: str = "./preextracted_features"
+    visual_encoder: str = "CLIP_VIT_LARGE"
+    acoustic_encoder: str = "HUBERT_LARGE"
+    au_encoder: str = "CLIP_VITB32"
+    clips_per_video: int = Field(8, gt=0)
+    mer_factory_output: str | None = None
+    """Root of the AU JSON files: {root}/{Dataset}/{name}/{name}_au_analysis.json."""
+    use_preextracted_features: bool = True
+    """False (with model.skip_encoders False): frames, faces and sound are encoded when a clip is asked for."""
+    data_root: str = "data"
+    """Folder that holds the data sets' own folders."""
+    video_root: str | None = None
+    audio_root: str | None = None
+    face_root: str | None = None
+    """Raw clips, for encoding on the fly; where the data set keeps them, when not given."""
+
+    def spec(self, modality: Modality, dim: int) -> FeatureSpec:
+        """Return which features of `modality` this section names."""
+        if modality == Modality.AUDIO:
+            return FeatureSpec(modality, self.acoustic_encoder, dim, self.clips_per_video)
+        if modality == Modality.AU:
+            return FeatureSpec(modality, self.au_encoder, dim)
+        if modality in (Modality.FACE, Modality.IMAGE):
+            return FeatureSpec(modality, self.visual_encoder, dim)
+        return FeatureSpec(modality, self.visual_encoder, dim, self.frame_n_frms, self.frame_sampling)
+
+
+class DatasetConfig(FeatureConfig):
+    """One data set: its table, its features, what is asked of it."""
+
+    face_or_frame: LayoutName = "multiface_audio_face_frame_au_text"
+    label_type: QuestionKind = "hybird"
+    candidate_labels: list[str] | None = None
+    """Labels to choose from where label_type is onehot_w_candidates; the data set's own, when not given."""
+    valence_range: tuple[float, float] | None = None
+    """Lowest and highest valence, where label_type is valence; the data set's own, when not given."""
+    modality_dropout: float = Field(0.0, ge=0, lt=1)
+    """Chance that a stream is left out of a training sample, so that the model learns to do without it."""
+    csv_path: str | None = None
+    """Table of clips; where a known data set keeps its own, when not given."""
+    csv_column: str = "name"
+    subtitle_column: str = "subtitle"
+    label_column: str = "openset"
+    description_column: str = "reason"
+    valence_column: str = "valence"
+    split_column: str = "split"
+    """A table without this column counts as training and test data alike."""
+
+
+class RunConfig(Section):
+    """How long, how fast and where to train."""
+
+    init_lr: float = Field(1e-4, gt=0)
+    min_lr: float = Field(0.0, ge=0)
+    warmup_lr: float | None = Field(None, ge=0)
+    """Rate of step 0; init_lr when not given."""
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    adam_beta2: float = Field(0.999, gt=0, lt=1)
+    """Memory of AdamW's second moment; short runs learn faster with less of it, e.g. 0.98."""
+    max_epoch: int = Field(30, gt=0)
+    iters_per_epoch: int = Field(1000, gt=0)
+    batch_size_train: int = Field(1, gt=0)
+    """Clips per step and process."""
+    gradient_accumulation_steps: int = Field(
+        1, gt=0, validation_alias=AliasChoices("gradient_accumulation_steps", "accum_grad_iters")
+    )
+    max_grad_norm: float | None = Field(None, gt=0)
+    seed: int = 42
+    num_workers: int = Field(4, ge=0)
+    amp: bool = False
+    """Mixed precision on a GPU: bfloat16 where it can, else float16 with a scaler."""
+    gradient_checkpointing: bool = False
+    """Compute activations of the language model anew in the backward pass instead of keeping them."""
+    bucket_by_length: bool = False
+    """Put clips of like length into one batch, so that less is padding."""
+    compile: bool = False
+    """Compile the language model with torch.compile."""
+    fsdp: bool = False
+    """Divide weights and optimizer over the processes (FSDP) instead of copying them (DDP)."""
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
+    val_split: str | None = None
+    """Split of the tables whose loss is measured after every epoch, e.g. val."""
+    early_stop: int | None = Field(None, gt=0)
+    """Epochs without a better validation loss after which training ends."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<index>."""
+    output_dir: str | None = None
+    """Run folder; made from the name of the config file when not given."""
+    resume_ckpt_path: Annotated[str | None, Unset] = None
+    """Checkpoint folder to go on from; an unfinished run in the run folder goes on by itself."""
+    keep_checkpoints: int = Field(3, gt=0)
+    check_features: bool = True
+    """Read every feature once before training; on a million clips that takes minutes, so it can be left out."""
+    log_every: int = Field(50, gt=0)
+    visualize_training: bool = True
+
+    @check(mode="after")
+    def _rates_fit(self) -> RunConfig:
+        if self.min_lr > self.init_lr:
+            raise ValueError(f"min_lr {self.min_lr} is above init_lr {self.init_lr}")
+        if self.warmup_steps > self.total_steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} is more than the run's {self.total_steps} steps "
+                "(max_epoch x iters_per_epoch)"
+            )
+        if self.early_stop is not None and self.val_split is None:
+            raise ValueError("early_stop watches the loss of a validation split; set val_split too, e.g. val")
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.max_epoch * self.iters_per_epoch
+
+
+class InferenceConfig(Section):
+    """Which checkpoint answers, how it decodes, where the answers go.
+
+    Keys that data sets have too (layout, encoders, roots) override the data set's when given.
+    """
+
+    ckpt_root: Annotated[str | None, Unset] = None
+    """Folder of a run, or of many runs (then `ckpt_name` names one)."""
+    ckpt_name: Annotated[str | None, Unset] = None
+    test_epoch: Annotated[int | None, Unset] = None
+    """Epoch of the checkpoint; the last one when not given."""
+    test_epochs: Annotated[str | None, Unset] = None
+    """Several, as first-last, e.g. 10-30."""
+    skip_epoch: int = Field(1, gt=0)
+    """Of test_epochs take only those that this number divides."""
+    base_root: str = "output/results"
+    split: str = "test"
+    without: list[Modality] = Field(default_factory=list)
+    """Streams to leave out, as if no clip had them: shows what the answers rest on."""
+    batch_size: int = Field(8, gt=0, validation_alias=AliasChoices("batch_size", "batch_size_eval"))
+    max_new_tokens: int = Field(256, gt=0)
+    do_sample: bool = False
+    top_p: float = Field(0.9, gt=0, le=1)
+    temperature: float = Field(1.0, gt=0)
+    backend: Literal["hf", "vllm"] = "hf"
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<index>."""
+    gpu: int | None = Field(None, ge=0)
+    """Index of the GPU, as users' files have it; device says the same."""
+    use_au_clip_realtime: bool = False
+    """Encode the sentences of AU JSON files when a clip is asked for, instead of reading AU features."""
+
+    face_or_frame: Annotated[LayoutName | None, Unset] = None
+    frame_n_frms: int | None = Field(None, gt=0)
+    frame_sampling: Sampling | None = None
+    preextracted_root: str | None = None
+    visual_encoder: str | None = None
+    acoustic_encoder: str | None = None
+    au_encoder: str | None = None
+    clips_per_video: int | None = Field(None, gt=0)
+    mer_factory_output: str | None = None
+    use_preextracted_features: bool | None = None
+    data_root: str | None = None
+    video_root: str | None = None
+    audio_root: str | None = None
+    face_root: str | None = None
+
+    def override(self, dataset: DatasetConfig) -> DatasetConfig:
+        """Return the data set's section with what this section sets anew."""
+        shared = DatasetConfig.model_fields.keys() & InferenceConfig.model_fields.keys()
+        given = {key: getattr(self, key) for key in shared if getattr(self, key) is not None}
+        return dataset.model_copy(update=given)
+
+
+class Config(Section):
+    """A whole file."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    datasets: dict[str, DatasetConfig] = Field(default_factory=dict)
+    run: RunConfig = Field(default_factory=RunConfig, validation_alias=AliasChoices("run", "run_cfg"))
+    inference: InferenceConfig = Field(default_factory=InferenceConfig)
+
+
+_PROCESSORS = "pictures and text are prepared by the encoder that makes the features"
+_SEE_DATASETS = "the data set's section says it"
+_LAUNCHER = "torchrun says how many processes there are and where"
+NOT_NEEDED: dict[str, dict[str, str]] = {
+    "model": {
+        "model_type": "the language model's own folder says what it is",
+        "ckpt_2": "one checkpoint holds everything",
+        "vis_processor": _PROCESSORS,
+        "text_processor": _PROCESSORS,
+        "img_processor": _PROCESSORS,
+        "acoustic_encoder": _SEE_DATASETS,
+        "visual_encoder": _SEE_DATASETS,
+        "use_preextracted_features": _SEE_DATASETS,
+    },
+    "dataset": {
+        "data_type": "every data set is one of clips",
+    },
+    "run": {
+        "task": "there is one task",
+        "lr_sched": "linear warm-up then cosine is the schedule",
+        "evaluate": "inference.py evaluates",
+        "train_splits": "the split column of the table says it",
+        "batch_size_eval": "inference.batch_size says it",
+        "world_size": _LAUNCHER,
+        "dist_url": _LAUNCHER,
+        "distributed": _LAUNCHER,
+    },
+    "inference": {
+        "task": "there is one task",
+        "vis_processor": _PROCESSORS,
+        "text_processor": _PROCESSORS,
+        "img_processor": _PROCESSORS,
+    },
+}
+"""Section -> key that users' files have -> why nothing here needs it."""
+
+
+def load_config(path: str | Path, options: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML file, apply `section.key=value` options and return the typed configuration.
+
+    Raises ConfigError with every fault at once: file, key, what was found and expected.
+    """
+    content = read_yaml(path)
+    if "run_cfg" in content:
+        if "run" in content:
+            raise ConfigError(f"{path}: found both run and run_cfg, expected one; they are the same section, join them")
+        content["run"] = content.pop("run_cfg")
+    for option in options:
+        apply_option(content, option.replace("run_cfg.", "run.", 1) if option.startswith("run_cfg.") else option)
+    return parse_config(content, str(path))
+
+
+def parse_config(content: dict[str, Any], where: str) -> Config:
+    """Return the typed configuration of a mapping; `where` names it in errors (raises ConfigError)."""
+    _drop_not_needed(content, where)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        faults = [describe_fault(fault, where, _known_keys(fault["loc"])) for fault in error.errors()]
+        raise ConfigError("\n".join(faults)) from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved configuration, every default included, as YAML."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+
+
+def _drop_not_needed(content: dict[str, Any], where: str) -> None:
+    sections = {name: content.get(name) for name in ("model", "run", "inference")}
+    datasets = content.get("datasets")
+    sections |= {f"datasets.{name}": s for name, s in datasets.items()} if isinstance(datasets, dict) else {}
+    for name, section in sections.items():
+        if isinstance(section, dict):
+            drop_not_needed(section, NOT_NEEDED["dataset" if "." in name else name], where, f"{name}.")
+
+
+def _known_keys(keys: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the section that a key is in."""
+    models = {"model": ModelConfig, "datasets": DatasetConfig, "run": RunConfig, "inference": InferenceConfig}
+    return list((models[str(keys[0])] if len(keys) > 1 else Config).model_fields)

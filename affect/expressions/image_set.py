@@ -1,0 +1,219 @@
+"""Labelled images as a data set: opened from folders or a FER2013 CSV file, read, changed and put side by side.
+
+sets = open_images(config, spec)                 {"train": ImageSet, "val": ImageSet, ...}
+failures = check_images(sets["train"], workers)  what cannot be read, so that `without` leaves it out
+sets["train"][Draw(7, cycle)]                    augmented, a pure function of (seed, cycle, 7)
+sets["train"][7]                                 plain
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from affect.core.files import atomic_write
+from affect.data.sampling import Draw
+from affect.engine.stop import ignore_sigterm
+from affect.expressions.augment import Augmentation
+from affect.expressions.config import ImagesConfig
+from affect.expressions.fer2013 import read_fer2013
+from affect.expressions.folders import read_folders
+from affect.expressions.image_files import ImageError, read_image, to_input
+from affect.expressions.records import SPLITS, Failure, Records, arrange
+from affect.expressions.samples import ImageBatch, InputSpec, Sample
+
+logger = logging.getLogger(__name__)
+
+Straighten = Callable[[np.ndarray], np.ndarray | None]
+"""Picture uint8 RGB [H, W, 3] -> the face in it, upright and square; None where there is none."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet(Dataset[Sample]):
+    """The images of one split."""
+
+    name: str
+    """Of the data set: its known name, or that of its folder or file."""
+    split: str
+    classes: tuple[str, ...]
+    spec: InputSpec
+    records: Records
+    augmentation: Augmentation | None = None
+    """Changes what a Draw asks for."""
+    straighten: Straighten | None = None
+    seed: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """[N] paths below the data's root, or rows of the CSV file."""
+        return self.records.names
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """int64 [N], the strongest class of each image."""
+        return torch.from_numpy(self.records.labels)
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """float32 [N, L]."""
+        return torch.from_numpy(self.records.targets)
+
+    @property
+    def failures(self) -> list[Failure]:
+        """What was found beside the N images when the data was opened, but cannot be used."""
+        return list(self.records.failures)
+
+    def __len__(self) -> int:
+        return len(self.records.names)
+
+    def __getitem__(self, visit: Draw | int) -> Sample:
+        """Return the plain picture of an index, the augmented one of a Draw (raises ImageError)."""
+        index = visit.index if isinstance(visit, Draw) else int(visit)
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        picture = self.raw(index)
+        if self.augmentation is not None and isinstance(visit, Draw):
+            image = self.augmentation(picture, (self.seed, visit.cycle, index))
+        else:
+            image = to_input(picture, self.spec)
+        return Sample(self.names[index], image, int(self.records.labels[index]), self.targets[index])
+
+    def raw(self, index: int) -> np.ndarray:
+        """Return a picture uint8 RGB [H, W, 3], cut out and upright where faces are aligned (raises ImageError)."""
+        source = self.records.source
+        if isinstance(source, Path):
+            picture = read_image(source / self.names[index])
+        else:
+            picture = np.repeat(source[index][..., None], 3, axis=2)
+        if self.straighten is None:
+            return picture
+        face = self.straighten(picture)
+        if face is None:
+            raise NoFaceError(f"{self.names[index]}: expected a face, found none; leave it out or set align off")
+        return face
+
+    def without(self, indices: Collection[int]) -> ImageSet:
+        """Return the set without some of its images."""
+        kept = np.setdiff1d(np.arange(len(self)), np.fromiter(indices, int, len(indices)))
+        return replace(self, records=self.records.take(kept))
+
+
+class NoFaceError(ImageError):
+    """A picture that was to be aligned and shows no face."""
+
+
+def open_images(
+    config: ImagesConfig,
+    spec: InputSpec,
+    splits: Sequence[str] = SPLITS,
+    classes: Sequence[str] | None = None,
+    straighten: Straighten | None = None,
+    seed: int = 0,
+) -> dict[str, ImageSet]:
+    """Return the splits of a data set that exist, of those asked for: a folder of images, or a FER2013 CSV file.
+
+    `classes` (those of a checkpoint) go before images.classes and the data set's own. `straighten` cuts
+    the face out of each picture. Only train is augmented, with `seed`. Raises ValueError in one sentence
+    where there is nothing to use; what is there but cannot be used is in the `failures` of its set.
+    """
+    if config.align and straighten is None:
+        raise ValueError("images.align is set, expected a function that straightens faces; pass open_images one")
+    wanted = tuple(classes or config.classes or ())
+    root = Path(config.data_root)
+    if root.is_file():
+        names, parts = read_fer2013(root, config, wanted)
+    elif root.is_dir():
+        names, parts = read_folders(root, config, wanted)
+    else:
+        raise ValueError(f"images.data_root: expected a folder of images or a FER2013 CSV file, found no {root}")
+    arranged = arrange(parts, config.val_split, config.test_split, config.split_seed, str(root))
+    augmentation = Augmentation(config, spec) if config.augment else None
+    found = {}
+    for split in SPLITS:
+        if split in arranged and split in splits:
+            changed = augmentation if split == "train" else None
+            name = config.data_type or root.stem
+            found[split] = ImageSet(name, split, names, spec, arranged[split], changed, straighten, seed)
+            _warn_of_missing(found[split])
+    if not arranged:
+        raise ValueError(f"{root}: expected images of {', '.join(names)}, found none that can be used")
+    return found
+
+
+def collate(samples: Sequence[Sample]) -> ImageBatch:
+    """Return samples side by side, e.g. two pictures [3, 48, 48] as images [2, 3, 48, 48]."""
+    return ImageBatch(
+        [sample.name for sample in samples],
+        torch.stack([sample.image for sample in samples]),
+        torch.tensor([sample.label for sample in samples]),
+        torch.stack([sample.target for sample in samples]),
+    )
+
+
+def check_images(image_set: ImageSet, workers: int) -> list[Failure]:
+    """Return the images of a set that cannot be read, or show no face where faces are aligned.
+
+    Reads every one, in as many processes as are asked for; pixels of a CSV file were checked on opening.
+    """
+    if not isinstance(image_set.records.source, Path) and image_set.straighten is None:
+        return []
+    console = Console(stderr=True)
+    loader = DataLoader(
+        _Checks(image_set), batch_size=32, num_workers=workers, collate_fn=list, worker_init_fn=ignore_sigterm
+    )
+    shown = track(
+        loader, f"checking {image_set.split}", transient=True, console=console, disable=not console.is_terminal
+    )
+    failures = [failure for batch in shown for failure in batch if failure is not None]
+    if failures:
+        logger.warning(
+            "%s: %d of %d images of %s cannot be used, e.g. %s",
+            *(image_set.name, len(failures), len(image_set), image_set.split, failures[0].reason),
+        )
+    return failures
+
+
+def write_failures(path: str | Path, failures: Sequence[Failure]) -> None:
+    """Write a table of failures: name, stage, reason."""
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow([field.name for field in fields(Failure)])
+    table.writerows(astuple(failure) for failure in failures)
+    with atomic_write(Path(path)) as handle:
+        handle.write(text.getvalue().encode(errors="backslashreplace"))  # names of files need not be UTF-8
+
+
+class _Checks(Dataset):
+    """What is wrong with each image of a set; None where nothing is."""
+
+    def __init__(self, image_set: ImageSet) -> None:
+        self.image_set = image_set
+
+    def __len__(self) -> int:
+        return len(self.image_set)
+
+    def __getitem__(self, index: int) -> Failure | None:
+        try:
+            self.image_set.raw(index)
+        except NoFaceError as error:
+            return Failure(self.image_set.names[index], "align", str(error))
+        except ImageError as error:
+            return Failure(self.image_set.names[index], "decode", str(error))
+        return None
+
+
+def _warn_of_missing(image_set: ImageSet) -> None:
+    counts = np.bincount(image_set.records.labels, minlength=len(image_set.classes))
+    missing = [name for name, count in zip(image_set.classes, counts, strict=True) if not count]
+    if missing:
+        logger.warning("%s: %s has no image of %s", image_set.name, image_set.split, ", ".join(missing))

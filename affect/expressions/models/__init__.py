@@ -1,0 +1,72 @@
+"""Networks that name expressions, behind one interface."""
+
+from __future__ import annotations
+
+import torch
+
+from affect.core.device import keep_freed_memory
+from affect.core.typed_yaml import ConfigError
+from affect.expressions.config import Arch, ImageModelConfig
+from affect.expressions.models.backbone import TimmBackbone
+from affect.expressions.models.base import ExpressionModel
+from affect.expressions.models.cls_vit import Ir50Vit
+from affect.expressions.models.compact import Compact
+from affect.expressions.models.folding import fold_norms
+from affect.expressions.models.poster_v2 import PosterV2
+from affect.expressions.models.published import load_weights, require_files
+
+__all__ = ["ExpressionModel", "build_model", "check_settings", "for_prediction"]
+
+_NETWORKS = {"poster_v2": PosterV2, "ir50_vit": Ir50Vit, "compact": Compact, "timm": TimmBackbone}
+_TRANSFORMERS: tuple[Arch, ...] = ("poster_v2", "ir50_vit", "timm")
+_READ_BY: dict[str, tuple[Arch, ...]] = {
+    "backbone": ("timm",),
+    "pretrained": ("timm",),
+    "ir50_weights": ("poster_v2", "ir50_vit"),
+    "face_weights": ("poster_v2",),
+    "width": ("poster_v2", "ir50_vit", "compact"),
+    "depth": ("poster_v2", "ir50_vit"),
+    "block": ("ir50_vit",),
+    "stage": ("ir50_vit",),
+    "qk_norm": ("ir50_vit",),
+    "attn_drop": _TRANSFORMERS,
+    "proj_drop": _TRANSFORMERS,
+    "drop_path": _TRANSFORMERS,
+    "grad_checkpointing": _TRANSFORMERS,
+}
+"""Setting -> the architectures that it changes."""
+
+
+def check_settings(config: ImageModelConfig) -> None:
+    """Raise ConfigError for a setting that the architecture does not have, or a file of weights that is not there."""
+    fields = ImageModelConfig.model_fields
+    idle = [
+        f"model.{key}"
+        for key, known in _READ_BY.items()
+        if config.arch not in known and getattr(config, key) != fields[key].default
+    ]
+    if idle:
+        raise ConfigError(f"{', '.join(idle)}: {config.arch} has nothing of the kind; leave the setting out")
+    require_files(config)
+
+
+def build_model(config: ImageModelConfig, num_classes: int) -> ExpressionModel:
+    """Return the network of a configuration with the weights that it names, in its memory layout.
+
+    Raises ConfigError in one sentence: for a setting that the architecture does not have, a size of pictures
+    that it cannot read, a network that timm does not know, or a file of weights that is not what it should be.
+    """
+    check_settings(config)
+    model = _NETWORKS[config.arch](config, num_classes)
+    load_weights(model, config)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return model
+
+
+def for_prediction(model: ExpressionModel, device: str = "cpu") -> ExpressionModel:
+    """Return a network on a device as it answers quickest; it cannot be trained further."""
+    fold_norms(model.eval())
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
+    return model.requires_grad_(False).to(device)

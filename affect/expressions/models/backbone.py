@@ -1,0 +1,151 @@
+"""Any network of the timm library, with a new classifier for expressions."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from affect.core.typed_yaml import ConfigError
+from affect.expressions.config import ImageModelConfig
+from affect.expressions.models.base import ExpressionModel
+
+
+class TimmBackbone(ExpressionModel):
+    """A timm network without its own classifier, and a linear one after it: [B, 3, S, S] -> [B, L].
+
+    Raises ConfigError where timm does not know the name, an option or the size of the pictures.
+    """
+
+    def __init__(self, config: ImageModelConfig, num_classes: int) -> None:
+        super().__init__()
+        self.net = _create(config)
+        if config.grad_checkpointing and not _can_recompute(self.net):
+            raise ConfigError(f"model.grad_checkpointing: timm's {config.backbone} has none; leave the option out")
+        self.recompute = config.grad_checkpointing
+        layer, self.feature_dim = _try_out(self.net, config)
+        self._cam_layer = (layer,)  # in a tuple, since it is a part of the network already
+        self.head = nn.Linear(self.feature_dim, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        self.train()
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        """The last layer with places that the classifier depends on."""
+        return self._cam_layer[0]
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """Switch between training and use; activations are computed anew in training only."""
+        super().train(mode)
+        if self.recompute:
+            self.net.set_grad_checkpointing(mode)
+        return self
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the pooled vector before the classifier: [B, 3, S, S] -> [B, feature_dim]."""
+        return self.net.forward_head(self.net.forward_features(images), pre_logits=True)
+
+
+class TokensAsMap(nn.Module):
+    """Shows the patches among tokens, or a map with its channels last, as a map [B, C, h, w] to Grad-CAM.
+
+    Hooked to a layer of timm's whose output has another layout; gives that layer's output back as it was.
+    """
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.map = nn.Identity()
+
+    def forward(self, _layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        if output.ndim == 4:
+            return self.map(output.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        first, patches = output[:, : self.prefix], output[:, self.prefix :].transpose(1, 2)
+        side = round(patches.shape[2] ** 0.5)
+        shown = self.map(patches.unflatten(2, (side, side)))
+        return torch.cat([first, shown.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _create(config: ImageModelConfig) -> nn.Module:
+    """Return the network of a configuration with no classifier."""
+    name = config.backbone
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise ConfigError(
+            f"model.backbone {name}: timm has no network of that name"
+            + (f"; near it are {', '.join(near)}" if near else "")
+        )
+    options: dict[str, Any] = {
+        "model.attn_drop": ("attn_drop_rate", config.attn_drop or None),
+        "model.proj_drop": ("proj_drop_rate", config.proj_drop or None),
+        "model.drop_path": ("drop_path_rate", config.drop_path),
+    }
+    known = timm.get_pretrained_cfg(name)
+    if known is not None and known.fixed_input_size and known.input_size[-1] != config.input_size:
+        options["model.img_size"] = ("img_size", config.input_size)
+    given = {key: value for key, value in options.items() if value[1] is not None}
+    try:
+        return timm.create_model(name, pretrained=config.pretrained, num_classes=0, **dict(given.values()))
+    except TypeError as error:
+        raise ConfigError(f"model.backbone {name} does not take one of {', '.join(given)} ({error})") from None
+    except (OSError, RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        what = "its pretrained weights could not be had" if config.pretrained else "could not be built"
+        raise ConfigError(
+            f"model.backbone {name}: {what} ({first}); "
+            "set model.weights to a file of them or model.pretrained False, and check model.img_size"
+        ) from None
+
+
+def _can_recompute(net: nn.Module) -> bool:
+    try:
+        net.set_grad_checkpointing(True)
+        net.set_grad_checkpointing(False)
+    except (AssertionError, AttributeError, NotImplementedError):
+        return False
+    return True
+
+
+def _try_out(net: nn.Module, config: ImageModelConfig) -> tuple[nn.Module, int]:
+    """Run an empty picture and return the layer for Grad-CAM and the width of the features."""
+    layer = _last_layer_with_places(net)
+    seen: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output))
+    size = config.input_size
+    net.eval()
+    try:
+        with torch.no_grad():
+            vector = net.forward_head(net.forward_features(torch.zeros(1, 3, size, size)), pre_logits=True)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"model.img_size {size}: {config.backbone} cannot read pictures of {size}x{size} "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    finally:
+        hook.remove()
+    if vector.ndim != 2:
+        raise ConfigError(
+            f"model.backbone {config.backbone}: expected one vector a picture, found {list(vector.shape)}"
+        )
+    output = seen[0]
+    channels_last = output.ndim == 4 and output.shape[1] == output.shape[2] != output.shape[3]
+    if output.ndim == 3 or channels_last:
+        shown = TokensAsMap(getattr(net, "num_prefix_tokens", 0))
+        layer.register_forward_hook(shown)
+        layer = shown.map
+    return layer, vector.shape[1]
+
+
+def _last_layer_with_places(net: nn.Module) -> nn.Module:
+    """Return the layer whose output is the last with places that the classifier depends on."""
+    blocks = getattr(net, "blocks", None)
+    if hasattr(net, "num_prefix_tokens") and blocks is not None and hasattr(blocks[-1], "norm1"):
+        return blocks[-1].norm1  # the last block's patches do not reach a classifier that reads the class token
+    stages = getattr(net, "feature_info", None)
+    if stages:
+        return net.get_submodule(stages[-1]["module"])
+    return [module for module in net.modules() if isinstance(module, nn.Conv2d)][-1]

@@ -1,0 +1,130 @@
+"""A trained network in one file: weights as safetensors, and in its header all that predicting needs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from affect.core.files import atomic_write
+from affect.expressions.config import ImageModelConfig
+from affect.expressions.samples import InputSpec
+
+if TYPE_CHECKING:
+    from affect.expressions.models import ExpressionModel
+
+FORMAT = "affect-fer-1"
+NAMES = ("best.safetensors", "last.safetensors")
+"""Files of a run, the one to prefer first."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a network is, what it sees and what its outputs mean."""
+
+    model: ImageModelConfig
+    classes: tuple[str, ...]
+    input: InputSpec
+    multi_label: bool = False
+    """Outputs are independent (sigmoid) instead of one distribution (softmax)."""
+    aligned: bool = False
+    """Faces were found and turned upright before training (images.align)."""
+    data: str = ""
+    """Name of the data it was trained on."""
+    epoch: int = 0
+    """Epochs of training."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Validation scores, 0 to 1 (loss in nats)."""
+
+
+def save_model(path: Path, weights: dict[str, Tensor], card: ModelCard) -> None:
+    """Write weights and card whole or not at all."""
+    content = asdict(card) | {"model": card.model.model_dump(mode="json")}
+    header = {"format": FORMAT, "affect": version("affect"), "card": json.dumps(content, sort_keys=True)}
+    plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    with atomic_write(path, writer="partial") as handle:  # a run's main process alone writes
+        handle.write(save(plain, metadata=header))
+
+
+def find_model(path: str | Path) -> Path:
+    """Return the file of a network: the file itself, or the best one of a run's folder (raises ValueError)."""
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in NAMES if (path / name).is_file()]
+        if not found:
+            raise ValueError(f"{path}: expected a run of the image track, found neither {' nor '.join(NAMES)} in it")
+        return found[0]
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: expected a network ({' or '.join(NAMES)}) or a run's folder, found no file; correct it"
+        )
+    return path
+
+
+def is_network(path: str | Path) -> bool:
+    """Tell whether a safetensors file bears the mark of this format; an unreadable one does not."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
+
+
+def read_card(path: str | Path) -> ModelCard:
+    """Return the card of a file or run folder (raises ValueError where it is none of this format, or cut off)."""
+    return _read(find_model(path), weights=False)[0]
+
+
+def load_model(path: str | Path, device: str = "cpu") -> tuple[ExpressionModel, ModelCard]:
+    """Return the network of a file or run folder, ready to predict, and its card.
+
+    Raises ValueError saying what is wrong with a file that is cut off, of another format or of another shape.
+    """
+    from affect.expressions.models import build_model, for_prediction
+
+    path = find_model(path)
+    card, weights = _read(path, weights=True)
+    bare = {"weights": None, "ir50_weights": None, "face_weights": None, "pretrained": False}
+    model = build_model(card.model.model_copy(update=bare), len(card.classes))
+    expected = model.state_dict()
+    faults = sorted(expected.keys() ^ weights.keys())
+    faults += [name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape]
+    if faults:
+        raise ValueError(f"{path}: the weights do not fit {card.model.arch} as its header describes it: {faults[0]}")
+    model.load_state_dict(weights)
+    return for_prediction(model, device), card
+
+
+def _read(path: Path, weights: bool) -> tuple[ModelCard, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise ValueError(
+                    f"{path}: expected a network of train.py's image track ({FORMAT}), found "
+                    f"{header.get('format', 'a safetensors file without that mark')}"
+                )
+            card = _parse_card(json.loads(header["card"]))
+            return card, {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{path}: expected a whole network in safetensors, found {path.stat().st_size} bytes that cannot be read "
+            f"({error}); "
+            "it may be cut off: copy it again, or take the run's other file"
+        ) from None
+    except (KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
+        raise ValueError(f"{path}: expected a card of the network in its header ({error!r})") from None
+
+
+def _parse_card(content: dict[str, Any]) -> ModelCard:
+    spec = content.pop("input")
+    spec = InputSpec(**spec | {"mean": tuple(spec["mean"]), "std": tuple(spec["std"])})
+    model = ImageModelConfig.model_validate(content.pop("model"))
+    return ModelCard(model=model, classes=tuple(content.pop("classes")), input=spec, **content)

@@ -1,0 +1,1 @@
+"""Measuring speed and memory: python -m benchmarks, or tools/benchmark.py."""

@@ -1,0 +1,202 @@
+"""Clips per second of the extraction driver, where its time goes, and how that compares with the encoders alone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from affect.core.au_json import find_au_json, read_au_json, sentences
+from affect.core.schema import STORED_MODALITIES, Modality
+from affect.features.store import FeatureSpec
+from extractors.media.decode import list_videos
+from extractors.run.clip import Sources, prepare_clip
+from extractors.run.driver import ENCODER_BATCH, RunReport
+from extractors.run.driver import run as run_plan
+from extractors.run.journal import FOLDER
+from extractors.run.planning import Plan, Planner
+from extractors.run.session import Session, Settings
+
+WRITER = "benchmark"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the settings of this benchmark."""
+    add = parser.add_argument
+    add("--video_root", type=Path, required=True)
+    add("--openface_root", type=Path, help="OpenFace tables; without them no action units are extracted")
+    add("--match", default="", help="only clips whose names begin like this")
+    add("--copies", type=int, default=1, help="times that every clip is taken")
+    add("--visual_encoder", default="DCT")
+    add("--acoustic_encoder", default="PROSODY")
+    add("--au_encoder", default="HASHED_NGRAMS")
+    add("--random-init", "--random_init", action="store_true", help="encoders of the true size with random weights")
+    add("--compare_bare", action="store_true", help="also time the encoders alone on the same arrays")
+    add("--device", default="cpu")
+    add("--num_workers", type=int, default=2)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Extract the clips into a folder that is deleted afterwards; return the figures."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        if args.random_init:
+            use_random_weights([args.visual_encoder, args.acoustic_encoder, args.au_encoder], root / "weights")
+        names = link_clips(args, root)
+        settings = Settings(
+            dataset="benchmark",
+            save_root=root / "features",
+            sources=Sources(
+                video_root=root / "video",
+                openface_root=root / "openface" if args.openface_root else None,
+                au_root=root / "au_json",
+            ),
+            streams=STORED_MODALITIES if args.openface_root else STORED_MODALITIES[:3],
+            visual_encoder=args.visual_encoder,
+            acoustic_encoder=args.acoustic_encoder,
+            au_encoder=args.au_encoder,
+            device=args.device,
+            workers=args.num_workers,
+            progress=False,
+        )
+        session = Session(settings)
+        plan = session.plan(names, WRITER)  # loads the weights, so that the clock is for clips alone
+        encode_alone(replace(plan, specs=_without_au(plan)), session, names[:1])  # first calls choose kernels
+        with memory_watch(plan) as memory:
+            report = run_plan(plan, session.describe, session.encoder)
+        figures = figures_of(report, args) | {"memory_mb": memory_of(memory)}
+        if args.compare_bare:
+            bare = encode_alone(plan, session, names)
+            figures["bare_encoders_s"] = round(bare, 3)
+            figures["wall_over_bare_encoders"] = round(report.seconds["total"] / bare, 3)
+        return figures
+
+
+def use_random_weights(names: list[str], folder: Path) -> None:
+    """Make every named pretrained encoder load random weights of its true size."""
+    from benchmarks.random_weights import save_random_weights
+
+    for name in names:
+        if name not in ("DCT", "PROSODY", "HASHED_NGRAMS"):
+            os.environ[f"AFFECT_{name}"] = str(save_random_weights(name, folder / name))
+
+
+def link_clips(args: argparse.Namespace, root: Path) -> list[str]:
+    """Put links to the clips, and to their tables, under as many names as are asked for; return the names."""
+    found = [name for name in sorted(list_videos(args.video_root)) if name.startswith(args.match)]
+    if not found:
+        raise ValueError(f"{args.video_root}: expected videos whose names begin with {args.match!r}, found none")
+    names = []
+    for copy in range(args.copies):
+        for name in found:
+            names.append(f"{name}_{copy}")
+            for folder, source in (("video", args.video_root), ("openface", args.openface_root)):
+                for path in source.glob(f"{name}.*") if source else ():
+                    link = root / folder / f"{names[-1]}{path.suffix}"
+                    link.parent.mkdir(exist_ok=True)
+                    link.symlink_to(path.resolve())
+    return names
+
+
+def figures_of(report: RunReport, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the driver measured, in plain numbers."""
+    total = report.seconds["total"]
+    stages = ("wait", "au_text", "encode", "write", "driver")
+    return {
+        "benchmark": "extract",
+        "clips": report.clips,
+        "failed": len({name for name, _, _ in report.failures}),
+        "encoders": [args.visual_encoder, args.acoustic_encoder, args.au_encoder],
+        "device": args.device,
+        "workers": args.num_workers,
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "total_s": round(total, 2),
+        "clips_per_second": round(report.clips / total, 2),
+        "main_process_share": {stage: round(report.seconds.get(stage, 0.0) / total, 4) for stage in stages},
+        "stage_ms_per_clip": {
+            stage: round(1000 * value / report.clips, 2) for stage, value in sorted(report.work_seconds.items())
+        },
+    }
+
+
+def encode_alone(plan: Plan, session: Session, names: list[str]) -> float:
+    """Return the seconds that the encoders take for clips whose arrays are already there."""
+    encoders = {stream: session.encoder(stream) for stream in plan.specs}
+    planner = Planner(replace(plan, overwrite=True), {}, {stream: each.prepare for stream, each in encoders.items()})
+    seconds = 0.0
+    for start in range(0, len(names), ENCODER_BATCH):
+        chunk = names[start : start + ENCODER_BATCH]
+        batch = [prepare_clip(replace(planner.task(name)[0], au=None)) for name in chunk]
+        for stream, encoder in encoders.items():
+            if stream == Modality.AU:
+                items = [sentences(read_au_json(find_au_json(plan.sources.au_root, plan.dataset, n))) for n in chunk]
+            else:
+                items = [clip.media.items[stream] for clip in batch]
+            begin = time.monotonic()
+            encoder(items)
+            seconds += time.monotonic() - begin
+    return seconds
+
+
+def _without_au(plan: Plan) -> dict[Modality, FeatureSpec]:
+    return {stream: spec for stream, spec in plan.specs.items() if stream != Modality.AU}
+
+
+@contextmanager
+def memory_watch(plan: Plan, every: float = 0.2) -> Iterator[list[tuple[int, float, float]]]:
+    """Note (clips done, MiB of this process, MiB of its workers) again and again while the block runs."""
+    log = plan.store.root / FOLDER / f"{WRITER}.jsonl"
+    samples: list[tuple[int, float, float]] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(every):
+            done = log.read_bytes().count(b"\n") if log.is_file() else 0
+            samples.append((done, _resident(os.getpid()), sum(map(_resident, _children(os.getpid())))))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
+
+
+def memory_of(samples: list[tuple[int, float, float]]) -> dict[str, Any]:
+    """Return the memory of this process and of its workers at some numbers of clips, and at most."""
+    figures: dict[str, Any] = {"peak": round(max((a + b for _, a, b in samples), default=0.0))}
+    for count in (200, 500, 1000, 2000, 4000):
+        near = [(own, workers) for done, own, workers in samples if done >= count]
+        if near:
+            figures[f"at_{count}_clips"] = {"driver": round(near[0][0]), "workers": round(near[0][1])}
+    return figures
+
+
+def _resident(process: int) -> float:
+    """Resident memory of a process in MiB; 0 where it has ended."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except (OSError, IndexError):
+        return 0.0
+
+
+def _children(process: int) -> list[int]:
+    try:
+        return [
+            int(child)
+            for path in Path(f"/proc/{process}/task").glob("*/children")
+            for child in path.read_text().split()
+        ]
+    except OSError:
+        return []

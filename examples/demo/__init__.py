@@ -1,0 +1,1 @@
+"""The whole chain on drawn people, without weights: python -m examples.demo."""

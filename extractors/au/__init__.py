@@ -1,0 +1,1 @@
+"""Action units: measured, and put into sentences."""

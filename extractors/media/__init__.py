@@ -1,0 +1,1 @@
+"""Decoding one clip: pictures and sound."""

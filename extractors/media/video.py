@@ -1,0 +1,312 @@
+"""Which frames of a clip are looked at, and reading exactly those.
+
+Two readers: decord seeks and so is the quicker one, but it lands on other frames than asked
+for wherever a seek is not exact (measured: MPEG program streams, AVI, open groups of pictures,
+edit lists). It is used only where its seeks were found exact, and PyAV, which decodes from the
+start, everywhere else. Both give the displayed orientation.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2  # noqa: F401  before decord, whose zlib would keep OpenCV from reading PNG files
+import decord
+import numpy as np
+
+from affect.core.errors import MediaError
+
+SAMPLINGS = ("uniform", "headtail", "emotion_peak")
+READERS = ("auto", "pyav")
+
+# codec -> NAL unit types of pictures that need nothing before them (table 7-1 of H.264 and of H.265)
+_IDR_TYPES = {"h264": {5}, "hevc": {19, 20}}
+_EXACT_CONTAINER = "mov,mp4,m4a,3gp,3g2,mj2"  # libavformat's one name for MP4 and MOV
+_KEPT_BYTES = 128 * 2**20  # of decoded frames that are kept after counting them, before a clip is decoded twice
+
+
+def uniform_indices(num_frames: int, n: int = 8) -> list[int]:
+    """Return n frame indices at equal steps from frame 0; a shorter clip repeats its last index."""
+    _check_counts(num_frames, n)
+    k = min(n, num_frames)
+    # np.arange and not i * step: rounding differs, and features on disk were made with this
+    indices = [int(i) for i in np.arange(0, num_frames, num_frames / k)][:k]
+    return indices + [indices[-1]] * (n - k)
+
+
+def headtail_indices(num_frames: int, n: int = 8) -> list[int]:
+    """Return n frame indices, half from the first and half from the second half of the clip, ends included.
+
+    The reference draws them at random within each half; here they are evenly spaced, so that
+    features can be made again. A clip with fewer than n frames repeats indices.
+    """
+    _check_counts(num_frames, n)
+    middle = num_frames // 2
+    head = np.linspace(0, max(middle - 1, 0), n // 2).astype(int)
+    tail = np.linspace(middle, num_frames - 1, n - n // 2).astype(int)
+    return [int(i) for i in (*head, *tail)]
+
+
+def peak_indices(au_info: Mapping[str, Any] | None, num_frames: int, n: int = 8) -> list[int]:
+    """Return n sorted frame indices: the first emotion peak, its neighbours, the rest spread over the clip.
+
+    `au_info` is that block of the AU analysis: `total_frames` and `peak_frames`, of which the
+    first peak counts. Indices out of the clip are clipped to it. Without a peak the frames are
+    uniform, as everywhere else, and a warning says so; the reference used a linspace there.
+    """
+    _check_counts(num_frames, n)
+    peaks = (au_info or {}).get("peak_frames") or []
+    if not peaks:
+        warnings.warn("emotion_peak sampling without a peak in the AU analysis: uniform frames are taken", stacklevel=2)
+        return uniform_indices(num_frames, n)
+    peak = int(peaks[0]["peak_index"])
+    total = int(au_info.get("total_frames") or num_frames)
+    before = int(peaks[0].get("frames_before_peak", peak))
+    after = int(peaks[0].get("frames_after_peak", total - 1 - peak))
+
+    taken = [peak, *(i for i in _neighbours(peak, before, after) if 0 <= i < total)][:n]
+    free = [i for i in range(total) if i not in taken]
+    missing = n - len(taken)
+    if len(free) > missing:
+        free = [free[int(i * len(free) / missing)] for i in range(missing)]
+    taken = sorted(taken + free)
+    rounds = math.ceil(n / len(taken))
+    return [int(i) for i in np.clip(sorted((taken * rounds)[:n]), 0, num_frames - 1)]
+
+
+def _neighbours(peak: int, before: int, after: int) -> list[int]:
+    """Frames beside the peak, nearest first: two a side, or what the side has by the stored counts."""
+    if before == 0:
+        return [peak + 1, peak + 2]
+    if after == 0:
+        return [peak - 1, peak - 2]
+    beside = [peak - i for i in range(1, min(before, 2) + 1)] + [peak + i for i in range(1, min(after, 2) + 1)]
+    return sorted(beside, key=lambda i: abs(i - peak))
+
+
+def frame_indices(
+    num_frames: int, n: int = 8, sampling: str = "uniform", au_info: Mapping[str, Any] | None = None
+) -> list[int]:
+    """Return the n frame indices of one kind of sampling: uniform, headtail or emotion_peak.
+
+    Raises ValueError for another word, and for a clip or a request without frames.
+    """
+    if sampling == "uniform":
+        return uniform_indices(num_frames, n)
+    if sampling == "headtail":
+        return headtail_indices(num_frames, n)
+    if sampling == "emotion_peak":
+        return peak_indices(au_info, num_frames, n)
+    raise ValueError(f"sampling {sampling!r} is not known: expected one of {', '.join(SAMPLINGS)}; correct the config")
+
+
+def _check_counts(num_frames: int, n: int) -> None:
+    if num_frames < 1 or n < 1:
+        raise ValueError(f"cannot take {n} of {num_frames} frames: expected at least one of each; skip this clip")
+
+
+@dataclass
+class Video:
+    """An opened video: what is known of it, and its frames on demand (use `read_video` to make one)."""
+
+    path: Path
+    num_frames: int
+    """Frames that really decode; headers and edit lists often claim others."""
+    fps: float
+    """Mean frame rate; the true times of a variable-rate clip vary around it."""
+    duration: float
+    """Seconds."""
+    reader: str
+    """decord or pyav: who reads the frames."""
+    _decord: decord.VideoReader | None = None
+    _decoded: list[av.VideoFrame] | None = None
+
+    def frames(self, indices: Sequence[int]) -> np.ndarray:
+        """Return frames as RGB uint8 [T, H, W, 3] in the order asked for, upright as a player shows them.
+
+        Raises IndexError for an index outside the clip, MediaError where a frame does not decode.
+        """
+        wanted = np.asarray(indices, dtype=int)
+        if wanted.size == 0 or wanted.min() < 0 or wanted.max() >= self.num_frames:
+            raise IndexError(f"{self.path}: expected indices in 0..{self.num_frames - 1}, found {list(indices)}")
+        unique, order = np.unique(wanted, return_inverse=True)
+        if self._decord is not None:
+            try:
+                return self._decord.get_batch(unique.tolist()).asnumpy()[order]
+            except decord.DECORDError:  # broken in the middle: PyAV skips what does not decode
+                self.reader, self._decord = "pyav", None
+        if self._decoded is not None:
+            return np.stack([_picture(self._decoded[i]) for i in unique])[order]
+        pictures = _read_with_pyav(self.path, unique.tolist())
+        if len(pictures) < len(unique):
+            raise MediaError(
+                f"{self.path}: frame {unique[len(pictures)]} of {self.num_frames} cannot be decoded; "
+                "expected an intact video, so fetch it again or re-encode it"
+            )
+        return np.stack(pictures)[order]
+
+
+def read_video(path: str | Path, reader: str = "auto") -> Video:
+    """Open a video with the reader that fits it, or with `pyav` where decord is not to be tried.
+
+    Raises MediaError for a file that is missing, empty, no video, or has no frame that decodes,
+    ValueError for another reader.
+    """
+    if reader not in READERS:
+        raise ValueError(f"reader {reader!r} is not known: expected {' or '.join(READERS)}; correct the call")
+    path = Path(path)
+    video = _open_with_decord(path) if reader == "auto" else None
+    return video or _open_with_pyav(path)
+
+
+def _open_with_decord(path: Path) -> Video | None:
+    """Return the video where decord would give exactly the frames asked for, else None."""
+    times = _exact_times(path)
+    if not times:
+        return None
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+    except (decord.DECORDError, RuntimeError):
+        return None
+    return (
+        Video(path, len(times), *_rate(times), reader="decord", _decord=reader) if len(reader) == len(times) else None
+    )
+
+
+def _open_with_pyav(path: Path) -> Video:
+    """Count the frames by decoding them all, and keep them where they are few enough."""
+    times: list[float | None] = []
+    decoded: list[av.VideoFrame] = []
+    size = 0
+    for frame in _decode_video(path):
+        times.append(frame.time)
+        size += sum(plane.buffer_size for plane in frame.planes)
+        if size <= _KEPT_BYTES:
+            decoded.append(frame)
+        else:
+            decoded.clear()
+    if not times:
+        raise MediaError(f"{path}: no frame of its video stream can be decoded; expected a video, so fetch it again")
+    return Video(path, len(times), *_rate(times), reader="pyav", _decoded=decoded or None)
+
+
+def open_media(path: Path) -> av.container.InputContainer:
+    """Open a media file with PyAV; raises MediaError where that is not possible."""
+    if not path.is_file():
+        raise MediaError(f"{path}: no such file; expected a video or sound file, so check the folder and the name")
+    if path.stat().st_size == 0:
+        raise MediaError(f"{path}: the file is empty; expected a video or sound file, so fetch it again")
+    try:
+        return av.open(str(path), metadata_errors="ignore")
+    except av.FFmpegError as error:
+        raise MediaError(
+            f"{path}: not a readable media file ({error.strerror}); expected a whole video or sound file, "
+            "so fetch it again or re-encode it"
+        ) from None
+
+
+def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & av.stream.Disposition.attached_pic:  # a cover picture is no video
+        found = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        raise MediaError(f"{path}: has no video stream (found: {found}); expected a video, so check which file this is")
+    # one thread each: clips are decoded side by side in worker processes
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _exact_times(path: Path) -> list[float | None]:
+    """Return the times of all packets in seconds where seeking in this file finds the frame asked for, else nothing.
+
+    It does in MP4/MOV with H.264 or HEVC, when no packet is cut off by an edit list and every key
+    frame resets the decoder (no open group of pictures).
+    """
+    with open_media(path) as container:
+        stream = _video_stream(container, path)
+        codec = stream.codec_context.name
+        if container.format.name != _EXACT_CONTAINER or codec not in _IDR_TYPES:
+            return []
+        times: list[float | None] = []
+        try:
+            for packet in container.demux(stream):
+                if packet.size == 0:
+                    continue
+                if packet.is_discard or (packet.is_keyframe and not _resets_decoder(bytes(packet), codec)):
+                    return []
+                times.append(None if packet.pts is None else float(packet.pts * stream.time_base))
+        except av.FFmpegError:
+            return []
+    return times
+
+
+def _resets_decoder(packet: bytes, codec: str) -> bool:
+    """Whether a packet of length-prefixed NAL units, as MP4 has them, holds an IDR picture."""
+    start = 0
+    while start + 4 < len(packet):
+        header = packet[start + 4]
+        if (header & 31 if codec == "h264" else header >> 1 & 63) in _IDR_TYPES[codec]:
+            return True
+        start += 4 + int.from_bytes(packet[start : start + 4])
+    return False
+
+
+def decode(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
+    """Yield every frame of a stream that decodes, from the start; broken packets are skipped, as players do."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            frames = packet.decode() if packet is not None else []
+        except av.FFmpegError:  # after an error of its own `packets` has ended, so this comes to an end
+            continue
+        if packet is None:
+            return
+        yield from frames
+
+
+def all_frames(path: str | Path) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield every frame with its time in seconds from the first, one in memory at a time: RGB uint8 [H, W, 3], upright.
+
+    Raises MediaError for a file that is missing, empty or no video.
+    """
+    first = None
+    for i, frame in enumerate(_decode_video(Path(path))):
+        time = frame.time if frame.time is not None else i / 25
+        first = time if first is None else first
+        yield time - first, _picture(frame)
+
+
+def _decode_video(path: Path) -> Iterator[av.VideoFrame]:
+    with open_media(path) as container:
+        yield from decode(container, _video_stream(container, path))
+
+
+def _read_with_pyav(path: Path, indices: list[int]) -> list[np.ndarray]:
+    """Return the frames at sorted, distinct indices, fewer where the video ends before."""
+    pictures: list[np.ndarray] = []
+    for i, frame in enumerate(_decode_video(path)):
+        if i == indices[len(pictures)]:
+            pictures.append(_picture(frame))
+            if len(pictures) == len(indices):
+                break
+    return pictures
+
+
+def _picture(frame: av.VideoFrame) -> np.ndarray:
+    """Return a frame as RGB uint8 [H, W, 3], upright."""
+    # FFmpeg counts degrees counter-clockwise, as np.rot90 does
+    return np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
+
+
+def _rate(times: list[float | None]) -> tuple[float, float]:
+    """Return frames per second and seconds of frames at these times; 25 per second where they are not known."""
+    known = [time for time in times if time is not None]
+    span = max(known) - min(known) if known else 0.0
+    fps = (len(known) - 1) / span if span > 0 else 25.0
+    return fps, len(times) / fps

@@ -1,0 +1,242 @@
+"""Answers through the script: for a data set and for single real clips."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from affect.answer.answerer import load_model
+from affect.answer.files import Answer
+from affect.cli import answer as inference
+from affect.core.au_json import au_json_path, write_au_json
+from affect.core.schema import Modality
+from affect.data.config import ConfigError
+from affect.features.store import FeatureStore
+from extractors.au.openface import analyse_openface
+from toy_answers import answers_file, records, train_tiny
+
+EMBEDDED = {Modality.FRAME: ("DCT", 128), Modality.AUDIO: ("PROSODY", 64), Modality.AU: ("HASHED_NGRAMS", 512)}
+
+
+@pytest.fixture
+def trained(tiny_world, tmp_path):
+    """A checkpoint of the tiny run and an evaluation file that names it."""
+    return train_tiny(tiny_world, tmp_path)
+
+
+def test_a_data_set_is_answered_into_json_lines(trained, tmp_path, capsys):
+    inference.main(["--cfg-path", str(trained)])
+    (file,) = (tmp_path / "results-toy" / "run").glob("checkpoint_000001_*-description.jsonl")
+    answers = records(file)
+    assert [answer["name"] for answer in answers] == ["c8", "c9", "c10", "c11"]  # the test split
+    assert answers[0]["labels"] == ["happy"]
+    assert set(answers[0]["streams"]) == {"multi", "audio", "face", "frame", "au"}
+    assert "c8" in capsys.readouterr().out
+
+
+def test_a_clip_with_a_bad_array_is_listed_and_the_others_are_answered(trained, tmp_path):
+    (path,) = (tmp_path / "features" / "toy").glob("audio_*/c9.npy")
+    np.save(path, np.full((8, 10), np.nan, np.float32))
+    assert inference.main(["--cfg-path", str(trained)]) == 1
+    (file,) = (tmp_path / "results-toy" / "run").glob("*.jsonl")
+    assert [answer["name"] for answer in records(file)] == ["c8", "c10", "c11"]
+    assert "c9" in (tmp_path / "results-failures.csv").read_text()
+
+
+def test_a_stopped_run_goes_on_and_an_overwritten_one_begins_anew(trained, tmp_path, capsys):
+    inference.main(["--cfg-path", str(trained)])
+    file = answers_file(tmp_path)
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:2]) + lines[2][:20])  # as a kill leaves it
+    capsys.readouterr()
+    inference.main(["--cfg-path", str(trained)])
+    assert file.read_text() == "".join(lines)
+    assert "2 answers and 2 from before" in capsys.readouterr().out
+    assert np.load(next(file.parent.glob("*.npz")), allow_pickle=True)["name2reason"].tolist().keys() == {
+        "c8",
+        "c9",
+        "c10",
+        "c11",
+    }
+    with pytest.raises(ValueError, match=r"other settings \(max_new_tokens\); give --overwrite"):
+        inference.main(["--cfg-path", str(trained), "--options", "inference.max_new_tokens=4"])
+    inference.main(["--cfg-path", str(trained), "--overwrite", "--options", "inference.max_new_tokens=4"])
+    assert len(records(file)) == 4
+
+
+def test_clips_that_failed_are_answered_when_their_features_are_there(trained, tmp_path):
+    (path,) = (tmp_path / "features" / "toy").glob("audio_*/c9.npy")
+    content = path.read_bytes()
+    path.unlink()
+    assert inference.main(["--cfg-path", str(trained)]) == 1
+    path.write_bytes(content)
+    assert inference.main(["--cfg-path", str(trained)]) == 0
+    assert [answer["name"] for answer in records(answers_file(tmp_path))] == ["c8", "c10", "c11", "c9"]
+    assert not (tmp_path / "results-failures.csv").exists()
+
+
+def test_each_checkpoint_of_some_epochs_has_a_file_of_its_own(tiny_world, tmp_path, monkeypatch):
+    tiny_world.run.init_lr = 0.3  # so that they answer differently
+    file = train_tiny(tiny_world, tmp_path, epochs=4)
+    loaded = []
+    monkeypatch.setattr(inference, "load_model", lambda *values: loaded.append(values) or load_model(*values))
+    flags = ["--test_epochs", "2-4", "--skip_epoch", "2", "--options", "inference.test_epoch=1"]
+    inference.main(["--cfg-path", str(file), *flags])  # what is typed counts before the file's one epoch
+    assert len(loaded) == 1
+    folder = tmp_path / "results-toy" / "run"
+    assert sorted(path.name[:17] for path in folder.glob("*.jsonl")) == ["checkpoint_000002", "checkpoint_000004"]
+    together = [records(answers_file(tmp_path, epoch=epoch)) for epoch in (2, 4)]
+    assert together[0] != together[1]
+    alone = tmp_path / "alone"
+    options = ["inference.test_epoch=4", f"inference.base_root={alone}/results"]
+    inference.main(["--cfg-path", str(file), "--options", *options])
+    assert records(answers_file(alone, epoch=4)) == together[1]
+
+
+def test_what_the_queries_read_is_kept_and_drawn(trained, tmp_path):
+    inference.main(["--cfg-path", str(trained), "--attention", "--show", "1"])
+    (folder,) = (tmp_path / "results-toy" / "run").glob("*-attention")
+    assert sorted(path.name for path in folder.iterdir()) == ["c10.npz", "c11.npz", "c8.npz", "c8.png", "c9.npz"]
+
+
+def test_a_pre_fusion_without_queries_is_named_before_the_model_is_loaded(tiny_world, tmp_path, monkeypatch):
+    tiny_world.model.multi_fusion_type = "attention"
+    file = train_tiny(tiny_world, tmp_path)
+    monkeypatch.setattr(inference, "load_model", None)
+    with pytest.raises(ValueError, match="--attention: expected a pre-fusion with queries"):
+        inference.main(["--cfg-path", str(file), "--attention"])
+
+
+def test_features_of_another_encoder_stop_the_run_before_the_model_is_loaded(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "load_model", None)
+    for sidecar in (tmp_path / "features/toy").glob("face_*/provenance.json"):
+        sidecar.write_text(sidecar.read_text().replace('"encoder": "V"', '"encoder": "W"'))
+    with pytest.raises(ValueError, match="encoder is 'W', but the run expects 'V'"):
+        inference.main(["--cfg-path", str(trained)])
+
+
+def test_an_unknown_data_set_is_named(trained):
+    with pytest.raises(ValueError, match="--dataset nope: expected one of toy"):
+        inference.main(["--cfg-path", str(trained), "--dataset", "nope"])
+
+
+def test_a_broken_au_json_costs_the_units_and_not_the_answer(trained, tmp_path):
+    path = au_json_path(tmp_path / "au", "toy", "c8")
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    inference.main(["--cfg-path", str(trained), "--options", f"inference.mer_factory_output={tmp_path / 'au'}"])
+    (file,) = (tmp_path / "results-toy" / "run").glob("*.jsonl")
+    assert len(records(file)) == 4
+
+
+def test_answers_that_look_like_markup_are_printed_as_they_are(capsys):
+    answer = Answer("a[x]", "toy", "?", "so [/laughs] happy", [], [])
+    inference.show(inference.Console(), answer)
+    assert "a[x]" in (shown := capsys.readouterr().out)
+    assert "[/laughs]" in shown
+
+
+@pytest.mark.parametrize("flag", ["--no_reasoning", "--zeroshot"])
+def test_labels_only_asks_the_other_question(trained, tmp_path, flag):
+    inference.main(["--cfg-path", str(trained), flag])
+    (file,) = (tmp_path / "results-toy" / "run").glob("*-ovlabel.jsonl")
+    assert records(file)[0]["question"].startswith("Which emotions")
+
+
+def test_streams_can_be_left_out_to_see_what_answers_rest_on(trained, tmp_path):
+    inference.main(["--cfg-path", str(trained), "--options", "inference.without=[audio, face]"])
+    (file,) = (tmp_path / "results-toy" / "run").glob("*.jsonl")
+    assert records(file)[0]["streams"] == ["multi", "frame", "au"]
+    assert records(file)[0]["missing"] == ["face", "audio"]
+
+
+def test_answers_carry_the_action_units_of_their_clip(trained, tmp_path, shared):
+    table = shared / "data/openface/featureextraction/pyfeat_single_face.csv"
+    write_au_json(analyse_openface(table), au_json_path(tmp_path / "au", "toy", "c8"))
+    inference.main(["--cfg-path", str(trained), "--options", f"inference.mer_factory_output={tmp_path / 'au'}"])
+    (file,) = (tmp_path / "results-toy" / "run").glob("*.jsonl")
+    units = records(file)[0]["action_units"]
+    assert units["AU12"] > 0.8
+    assert list(units.values()) == sorted(units.values(), reverse=True)
+    assert records(file)[1]["action_units"] == {}
+
+
+def test_a_model_section_that_is_not_the_checkpoints_is_refused(trained):
+    with pytest.raises(ConfigError, match=r"model\.num_multi_query_token: the checkpoint .* has 4, found 9"):
+        inference.main(["--cfg-path", str(trained), "--options", "model.num_multi_query_token=9"])
+
+
+def test_a_missing_checkpoint_is_named(trained, tmp_path):
+    with pytest.raises(ValueError, match="found no checkpoint there"):
+        inference.main(["--cfg-path", str(trained), "--ckpt", str(tmp_path / "nowhere")])
+    with pytest.raises(ValueError, match="expected a checkpoint of epoch 7, found epochs 1"):
+        inference.main(["--cfg-path", str(trained), "--options", "inference.test_epoch=7"])
+    trained.write_text("inference: {base_root: x}")
+    with pytest.raises(ConfigError, match="expected the folder of a run"):
+        inference.main(["--cfg-path", str(trained)])
+
+
+@pytest.fixture
+def trained_on_embedded(tiny_world, tmp_path):
+    """A checkpoint whose features are those of the encoders that need no weights."""
+    section = tiny_world.datasets["toy"]
+    section.visual_encoder, section.acoustic_encoder, section.au_encoder = (name for name, _ in EMBEDDED.values())
+    tiny_world.model.preextracted_visual_dim = EMBEDDED[Modality.FRAME][1]
+    tiny_world.model.preextracted_acoustic_dim = EMBEDDED[Modality.AUDIO][1]
+    tiny_world.model.preextracted_au_dim = EMBEDDED[Modality.AU][1]
+    store, rng = FeatureStore(Path(section.preextracted_root), "toy"), np.random.default_rng(0)
+    for stream in (Modality.FRAME, Modality.FACE, Modality.AUDIO, Modality.AU):
+        spec = section.spec(stream, tiny_world.model.feature_dim(stream))
+        for i in range(12):
+            array = rng.normal(size=(8, spec.dim)).astype(np.float32)
+            store.write(spec, f"c{i}", array / np.linalg.norm(array, axis=1, keepdims=True), {})
+    return train_tiny(tiny_world, tmp_path)
+
+
+def test_every_real_clip_is_answered_with_what_it_has(trained_on_embedded, tmp_path, shared):
+    videos = sorted(path for path in (shared / "data/video").iterdir() if path.suffix != ".tsv")
+    for video in videos:
+        table = shared / "data/openface/featureextraction" / f"{video.stem}.csv"
+        arguments = ["--cfg-path", str(trained_on_embedded), "--video", str(video), "--subtitle", "bin blue"]
+        inference.main([*arguments, "--openface_csv", str(table), "--attention"])
+    drawn = {path.stem for path in (tmp_path / "results" / "clips-attention").glob("*.png")}
+    assert drawn == {video.stem for video in videos}
+    answers = {answer["name"]: answer for answer in records(tmp_path / "results" / "clips.jsonl")}
+    assert len(answers) == 12
+    assert answers["pyfeat_no_face"]["missing"][:1] == ["face"]
+    assert "au" in answers["pyfeat_no_face"]["missing"]
+    assert "frame" in answers["pyfeat_no_face"]["streams"]
+    assert answers["grid_bbaf2n"]["missing"] == []
+    assert answers["pyfeat_face_noface"]["missing"] == []
+
+
+def test_faces_from_elsewhere_than_in_training_are_noticed(trained_on_embedded, tmp_path, shared, caplog):
+    arguments = ["--cfg-path", str(trained_on_embedded), "--video", str(shared / "data/video/grid_bbaf2n.mpg")]
+    inference.main(arguments)
+    assert "faces come from" not in caplog.text
+    sidecar = tmp_path / "features/toy/face_DCT_8frms/provenance.json"
+    sidecar.write_text(sidecar.read_text().replace("{", '{"faces_from": "face arrays",', 1))
+    inference.main(arguments)
+    assert "but from face arrays in the features of toy" in caplog.text
+
+
+def test_a_table_of_another_clip_is_noticed(trained_on_embedded, shared, caplog):
+    video = shared / "data/video/grid_bbaf2n.mpg"
+    table = shared / "data/openface/featureextraction/pyfeat_face_noface.csv"
+    inference.main(["--cfg-path", str(trained_on_embedded), "--video", str(video), "--openface_csv", str(table)])
+    assert "75 frames, but its OpenFace table 169" in caplog.text
+
+
+def test_a_clip_without_a_table_is_answered_from_the_rest(trained_on_embedded, tmp_path, shared):
+    video = shared / "data/video/grid_bbaf2n.mpg"
+    inference.main(["--cfg-path", str(trained_on_embedded), "--video", str(video)])
+    (answer,) = records(tmp_path / "results" / "clips.jsonl")
+    assert answer["missing"] == ["au"]
+    assert answer["action_units"] == {}
+
+
+def test_a_file_that_is_no_video_is_named(trained_on_embedded, tmp_path):
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("no video")
+    with pytest.raises(ValueError, match=r"bad\.mp4"):
+        inference.main(["--cfg-path", str(trained_on_embedded), "--video", str(bad)])

@@ -1,0 +1,51 @@
+"""The demo from clips to report, and that its text teaches the language and not the rule."""
+
+from collections import Counter
+
+import pytest
+
+from affect.data.prompts import load_prompts
+from examples.demo import __main__ as demo
+from examples.demo.clips import EMOTIONS
+from examples.demo.report import read_answers
+from examples.demo.text import FACE_CUES, VOICE_CUES, language_corpus, reasoning
+
+
+def test_the_language_corpus_pairs_cues_and_emotions_at_random():
+    texts = [text for text in language_corpus(3000, 0, load_prompts()) if "so the person feels" in text]
+    counts = Counter()
+    for text in texts:
+        (face,) = [face for face, cues in FACE_CUES.items() if any(cue in text.lower() for cue in cues)]
+        (voice,) = [voice for voice, cues in VOICE_CUES.items() if any(cue in text.lower() for cue in cues)]
+        counts[face, voice, text.rpartition(" feels ")[2].split(".")[0]] += 1
+    assert len(counts) == 3 * 3 * 6  # every face with every voice with every emotion
+    fitting = sum(n for (face, voice, emotion), n in counts.items() if EMOTIONS[emotion] == (face, voice))
+    assert fitting / len(texts) == pytest.approx(1 / 9, abs=0.03)
+
+
+def test_cues_do_not_name_emotions():
+    import random
+
+    text = reasoning("smile", "soft", "content", random.Random(0))
+    assert text.endswith("so the person feels content.")
+    words = {word for cues in (*FACE_CUES.values(), *VOICE_CUES.values()) for cue in cues for word in cue.split()}
+    assert not words & set(EMOTIONS)
+
+
+def test_the_demo_needs_every_stream_and_gets_it_right(tmp_path):
+    """Held-out people: fused at least 0.90, every single stream at least 0.15 below it, text near chance."""
+    report = demo.main(["--root", str(tmp_path / "demo"), "--seeds", "1"])
+    scores = {inputs: read_answers(report.parent, f"{inputs}_seed1").accuracy for inputs in demo.LAYOUTS}
+    assert scores["fused"] >= 0.90
+    assert all(scores[single] <= scores["fused"] - 0.15 for single in ("face", "audio", "AU", "text"))
+    assert scores["text"] < 0.34
+    text = report.read_text()
+    for what in demo.WITHOUT:
+        answers = read_answers(report.parent, "fused_seed1", what)
+        assert all(answers.texts.values())  # it answers from the others
+        assert f"| {what.replace('_', ' ')} | {answers.accuracy:.2f} |" in text
+    assert len(list(report.parent.glob("sample_*.png"))) == 5
+    assert "training_curves_epoch8.png" in text
+    assert "logistic regression" in text
+    assert "speaks of the absent" in text
+    assert (report.parent / "confusion.png").is_file()
