@@ -179,7 +179,8 @@ def draw_wheel_pictures(
     args: argparse.Namespace, truth: Mapping[str, Any], answers: Mapping[str, Any], wheels: EmotionWheels
 ) -> None:
     """Draw the clusters of the first wheel and, where each clip has one label, the hit rate of each label."""
-    from affect.evaluate.drawing import draw_bars, draw_label_pictures
+    from affect.core.plots import draw_bars
+    from affect.evaluate.wheel_pictures import draw_label_pictures
 
     draw_label_pictures(args.pictures, truth, answers, wheels)
     if args.task == Task.HIT_RATE:
@@ -210,7 +211,7 @@ def sentiment_report(args: argparse.Namespace) -> Report:
     notes = notes_on(truth, labelled)
     notes["unknown_words"] = sum(labelled.answers[name] not in (POSITIVE, NEGATIVE, NEUTRAL) for name in truth)
     if args.pictures:
-        from affect.evaluate.drawing import draw_bars, draw_confusion
+        from affect.core.plots import draw_bars, draw_confusion
 
         names, classes = scores.tally.names, [POSITIVE, NEGATIVE]
         counts = confusion(

@@ -186,7 +186,7 @@ def answers_report(args: argparse.Namespace) -> Report:
     scores = classification_scores(counts)
     recall, precision = recall_and_precision(counts)
     if args.pictures:
-        from affect.evaluate.drawing import draw_bars, draw_confusion
+        from affect.core.plots import draw_bars, draw_confusion
 
         draw_confusion(args.pictures / "confusion.png", counts, labels)
         draw_bars(args.pictures / "labels.png", labels, {"recall": recall, "precision": precision})

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score
 
+from affect.core.plots import draw_bars, draw_confusion
 from affect.evaluate.classification import classification_scores, confusion, recall_and_precision
-from affect.evaluate.drawing import draw_bars, draw_confusion
 from affect.evaluate.report import Report, ResultTable
 from affect.expressions.calibration import Reliability, draw_reliability, reliability
 from affect.expressions.evaluation import Evaluation

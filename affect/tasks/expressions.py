@@ -27,10 +27,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
+from affect.core.plots import draw_confusion
 from affect.engine.curves import HD_EVERY, TrainingVisualizer
 from affect.engine.launch import check_trackers, start_accelerator, start_trackers
 from affect.engine.stop import StopRequest
-from affect.evaluate.drawing import draw_confusion
 from affect.expressions.config import FerConfig, load_fer_config
 from affect.expressions.evaluation import Evaluation, evaluate, joined
 from affect.expressions.history import Entry, best_entry, draw_scores, end_reason, history_entry, watched, write_history

@@ -17,11 +17,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from affect.core.plots import draw_confusion
 from affect.core.schema import STORED_MODALITIES, Modality
 from affect.data.config import DatasetConfig, load_config
 from affect.evaluate.answers import conclusion
 from affect.evaluate.classification import classification_scores, confusion
-from affect.evaluate.drawing import draw_confusion
 from affect.evaluate.grounding import ground_answers
 from affect.evaluate.results import read_records
 from affect.features.store import FeatureStore

@@ -1,4 +1,4 @@
-"""Pictures of scores: confusion matrix, bars for each label, true and predicted clusters around a wheel."""
+"""Pictures of labels on an emotion wheel: confusion of its clusters, their shares, all of them around it."""
 
 from __future__ import annotations
 
@@ -7,51 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
+from affect.core.plots import colormap, draw_bars, draw_confusion, new_figure, save_figure
 from affect.evaluate.answers import split_labels
 from affect.evaluate.emotion_wheel import LEVELS, EmotionWheels
 
-NONE = "none"
 _TRUE, _FOUND = "tab:blue", "tab:orange"
-
-
-def draw_confusion(path: Path, counts: np.ndarray, labels: Sequence[str], title: str = "") -> Path:
-    """Draw counts [L, L + 1] (a row a true label, the last column "none") as shares of each row; return the path."""
-    with np.errstate(invalid="ignore"):
-        shares = counts / counts.sum(axis=1, keepdims=True)
-    size = 1.6 + 0.62 * len(labels)
-    figure, axes = plt.subplots(figsize=(size + 1.2, size))
-    image = axes.imshow(np.nan_to_num(shares), vmin=0, vmax=1, cmap="Blues")
-    columns = [*labels, NONE]
-    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
-    axes.set_yticks(range(len(labels)), [f"{name} ({row.sum():g})" for name, row in zip(labels, counts, strict=True)])
-    axes.set(xlabel="answered", ylabel="true (count)", title=title)
-    for i, j in np.argwhere(shares >= 0.005):
-        color = "white" if shares[i, j] > 0.5 else "black"
-        axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", color=color, fontsize=8)
-    figure.colorbar(image, label="share of the row", fraction=0.046)
-    return _save(figure, path)
-
-
-def draw_bars(path: Path, labels: Sequence[str], series: Mapping[str, Sequence[float]], title: str = "") -> Path:
-    """Draw one group of bars (0 to 1) for each label; NaN is drawn as a small cross. Return the path."""
-    figure, axes = plt.subplots(figsize=(2.4 + 0.75 * len(labels), 3.6))
-    width = 0.8 / len(series)
-    for k, (name, values) in enumerate(series.items()):
-        places = np.arange(len(labels)) + (k - (len(series) - 1) / 2) * width
-        values = np.asarray(values, dtype=float)
-        axes.bar(places, np.nan_to_num(values), width, label=name, color=(_TRUE, _FOUND, "tab:green")[k % 3])
-        axes.plot(places[np.isnan(values)], np.full(np.isnan(values).sum(), 0.015), "x", color="black", markersize=5)
-    axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
-    axes.set(ylim=(0, 1), title=title)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return _save(figure, path)
 
 
 def draw_wheel(
@@ -67,11 +29,11 @@ def draw_wheel(
     angles = 2 * np.pi * np.arange(len(clusters)) / len(clusters)
     width = 2 * np.pi / len(clusters)
     highest = max([1, *truth.values(), *found.values()])
-    figure, axes = plt.subplots(figsize=(8.5, 8.5), subplot_kw={"projection": "polar"})
+    figure, axes = new_figure((8.5, 8.5), subplot_kw={"projection": "polar"})
     for side, (counts, color, name) in enumerate(((truth, _TRUE, "true"), (found, _FOUND, "answered"))):
         heights = [counts[word] for word in clusters]
         axes.bar(angles + (side - 0.5) * 0.4 * width, heights, 0.4 * width, color=color, label=name)
-    colors = plt.get_cmap("tab10")
+    colors = colormap("tab10")
     for k, top in enumerate(dict.fromkeys(tops[word] for word in clusters)):
         inside = [angle for angle, word in zip(angles, clusters, strict=True) if tops[word] == top]
         axes.bar(np.mean(inside), 0.08 * highest, len(inside) * width, 1.04 * highest, color=colors(k % 10), alpha=0.6)
@@ -95,7 +57,7 @@ def draw_wheel(
     axes.spines["polar"].set_visible(False)
     axes.set_title(title, pad=50)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.08, -0.08), frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def cluster_confusion(
@@ -146,10 +108,3 @@ def _clusters(
 ) -> list[frozenset[str]]:
     """Return the clusters of each name's labels on one wheel."""
     return [wheels.to_clusters(split_labels(table[name]), level)[wheel - 1] for name in names]
-
-
-def _save(figure: plt.Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
-    return path
