@@ -22,7 +22,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,6 @@ from affect.engine.launch import start_accelerator
 from affect.engine.stop import EXIT_CODE
 from affect.expressions.config import FerConfig, full_option, load_fer_config
 from affect.expressions.history import best_entry, read_history, watched
-from affect.expressions.image_set import Straighten
 from affect.expressions.trainer import build_trainer
 from affect.tasks.expressions import open_sets, train_expressions
 
@@ -173,7 +171,7 @@ def range_test(config: FerConfig, rates: Sequence[float], folder: Path) -> Range
     run = config.run.model_copy(update={"ema": 0.0})
     config = config.model_copy(update={"run": run})
     accelerator = start_accelerator(run)
-    sets, _ = open_sets(config, folder, accelerator, straighten=straightener() if config.images.align else None)
+    sets, _ = open_sets(config, folder, accelerator)
     trainer = build_trainer(config, sets["train"], accelerator, last_step=len(rates))
 
     def step(rate: float) -> float:
@@ -183,14 +181,6 @@ def range_test(config: FerConfig, rates: Sequence[float], folder: Path) -> Range
             return math.inf
 
     return sweep(step, rates)
-
-
-def straightener() -> Straighten:
-    """Return what cuts faces out of images, with the better finder that is installed."""
-    from affect.faces.align import straighten
-    from affect.faces.finders import build_face_finder
-
-    return partial(straighten, finder=build_face_finder("auto"))
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -238,7 +228,7 @@ def train_once(cfg_path: str, settings: Sequence[str], folder: Path) -> bool:
     if (folder / NOT_FINITE).is_file():
         return True
     try:
-        return train_expressions(cfg_path, settings, straightener)
+        return train_expressions(cfg_path, settings)
     except FloatingPointError as error:
         with atomic_write(folder / NOT_FINITE) as handle:
             handle.write(str(error).encode())

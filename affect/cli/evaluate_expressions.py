@@ -6,12 +6,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from affect.core.failures import Failure, write_failures
 from affect.evaluate.classification import classification_scores, confusion, recall_and_precision
 from affect.evaluate.errors import MissingNamesError, ScoreError
 from affect.evaluate.report import Report, ResultTable
@@ -20,7 +20,7 @@ from affect.evaluate.results import read_answers
 if TYPE_CHECKING:  # other commands of evaluate.py need no torch
     from affect.expressions.config import ImagesConfig
     from affect.expressions.evaluation import Evaluation
-    from affect.expressions.image_set import Failure, ImageSet
+    from affect.expressions.image_set import ImageSet
     from affect.expressions.network_file import ModelCard
 
 SPLITS = ("test", "val")
@@ -129,14 +129,8 @@ def open_split(args: argparse.Namespace, images: ImagesConfig, card: ModelCard) 
     """Return the split to score, its labels in the order of the network's classes."""
     from affect.expressions.image_set import open_images
 
-    straighten = None
-    if images.align:
-        from affect.faces.align import straighten as straighten_by
-        from affect.faces.finders import build_face_finder
-
-        straighten = partial(straighten_by, finder=build_face_finder())
     wanted = (args.split,) if args.split else SPLITS
-    sets = open_images(images, card.input, wanted, classes=card.classes, straighten=straighten)
+    sets = open_images(images, card.input, wanted, classes=card.classes)
     split = next((name for name in wanted if name in sets), None)
     if split is None:
         raise ScoreError(
@@ -147,14 +141,9 @@ def open_split(args: argparse.Namespace, images: ImagesConfig, card: ModelCard) 
 
 def list_failures(args: argparse.Namespace, failures: list[Failure]) -> None:
     """Write failures.csv and say where it is; without failures take away that of a run before."""
-    from affect.expressions.image_set import write_failures
-
     file = (args.pictures or (args.out.parent if args.out else OUTPUT)) / "failures.csv"
-    if not failures:
-        file.unlink(missing_ok=True)
-        return
-    write_failures(file, failures)
-    print(f"{len(failures)} images or folders could not be used: {file}", file=sys.stderr)
+    if write_failures(file, failures, empty=False):
+        print(f"{len(failures)} images or folders could not be used: {file}", file=sys.stderr)
 
 
 def draw_samples(args: argparse.Namespace, image_set: ImageSet, found: Evaluation, card: ModelCard, title: str) -> None:

@@ -23,6 +23,7 @@ from rich.table import Column, Table
 
 from affect.core.device import pick_device
 from affect.core.errors import MediaError
+from affect.core.failures import Failure, write_failures
 from affect.core.files import atomic_write
 from affect.core.typed_yaml import ConfigError
 from affect.expressions.config import PredictConfig
@@ -30,7 +31,6 @@ from affect.expressions.drawing import VideoWriter, annotate, enlarge
 from affect.expressions.explain import draw_heat, grad_cam
 from affect.expressions.folders import SUFFIXES
 from affect.expressions.image_files import ImageError, read_image, to_input
-from affect.expressions.image_set import Failure, write_failures
 from affect.expressions.models import ExpressionModel
 from affect.expressions.network_file import ModelCard, find_model, load_model
 from affect.expressions.predict import Box, FacePrediction, name_expressions, predict, uniform_warning
@@ -276,10 +276,8 @@ def report(reader: ExpressionReader, findings: Findings, folder: Path, console: 
         console.print(told, soft_wrap=True, highlight=False, markup=False)
     console.print(f"{len(faces)} faces in {total} {what}: {folder / PREDICTIONS}", soft_wrap=True, markup=False)
     file = folder / "failures.csv"
-    if not findings.failures:
-        file.unlink(missing_ok=True)  # of a run before
+    if not write_failures(file, findings.failures, empty=False):
         return 0
-    write_failures(file, findings.failures)
     for failure in findings.failures[:SHOWN]:
         console.print(failure.reason, soft_wrap=True, highlight=False, markup=False)
     console.print(f"{len(findings.failures)} could not be read: {file}", soft_wrap=True, markup=False)

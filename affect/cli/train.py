@@ -12,11 +12,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
@@ -51,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     if is_fer_config(args.cfg_path):
         from affect.tasks.expressions import train_expressions
 
-        return 0 if train_expressions(args.cfg_path, args.options, face_straightener) else EXIT_CODE
+        return 0 if train_expressions(args.cfg_path, args.options) else EXIT_CODE
     config = load_config(args.cfg_path, args.options)
     check_trackers(config.run)
     accelerator = start_accelerator(config.run)
@@ -87,14 +84,6 @@ def trains_au_agent(cfg_path: str) -> bool:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False  # load_config says what is wrong with it
     return isinstance(content, dict) and "model_name_or_path" in content and content.get("stage") == "sft"
-
-
-def face_straightener() -> Callable[[np.ndarray], np.ndarray | None]:
-    """Return what cuts the largest face out of an image, upright; None where there is none."""
-    from affect.faces.align import straighten
-    from affect.faces.finders import build_face_finder
-
-    return partial(straighten, finder=build_face_finder("auto"))
 
 
 def is_done(checkpoint: Path, folder: Path, config: Config) -> bool:

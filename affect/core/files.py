@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -35,6 +38,21 @@ def atomic_write(path: Path, writer: str = "") -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], writer: str = "") -> None:
+    """Write a table whole or not at all; what is no UTF-8, as names of files may be, is written with backslashes."""
+    with atomic_write(path, writer) as handle:
+        text = io.TextIOWrapper(handle, encoding="utf-8", errors="backslashreplace", newline="")
+        csv.writer(text).writerows([header, *rows])
+        text.flush()
+        text.detach()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values whole or not at all (raises ValueError for NaN and infinity, which JSON does not have)."""
+    with atomic_write(path) as handle:
+        handle.write(json.dumps(content, indent=1, allow_nan=False).encode())
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,12 +12,12 @@ from rich.progress import track
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from affect.core.failures import Failure
 from affect.data.sampling import Draw
 from affect.engine.stop import ignore_sigterm
 from affect.expressions.image_files import ImageError
 from affect.expressions.image_set import ImageSet, NoFaceError, collate
 from affect.expressions.predict import probabilities_of
-from affect.expressions.records import Failure
 from affect.expressions.samples import ImageBatch, Sample
 
 

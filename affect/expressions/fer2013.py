@@ -13,9 +13,10 @@ import numpy as np
 from rich import progress
 from rich.console import Console
 
+from affect.core.failures import Failure
 from affect.expressions.config import ImagesConfig
 from affect.expressions.presets import PRESETS, ClassNames
-from affect.expressions.records import POOL, SPLITS, Failure, Records
+from affect.expressions.records import POOL, SPLITS, Records
 from affect.expressions.votes import EXPRESSIONS, majority, multi_label, read_votes, soft
 
 logger = logging.getLogger(__name__)

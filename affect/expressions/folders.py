@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from affect.core.failures import Failure
 from affect.expressions.config import ImagesConfig
 from affect.expressions.presets import PRESETS, ClassNames, folder_names, is_expression
-from affect.expressions.records import POOL, Failure, Records, one_hot
+from affect.expressions.records import POOL, Records, one_hot
 
 logger = logging.getLogger(__name__)
 

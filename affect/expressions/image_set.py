@@ -8,11 +8,10 @@ sets["train"][7]                                 plain
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from affect.core.files import atomic_write
+from affect.core.failures import Failure
 from affect.data.sampling import Draw
 from affect.engine.stop import ignore_sigterm
 from affect.expressions.augment import Augmentation
@@ -29,7 +28,7 @@ from affect.expressions.config import ImagesConfig
 from affect.expressions.fer2013 import read_fer2013
 from affect.expressions.folders import read_folders
 from affect.expressions.image_files import ImageError, read_image, to_input
-from affect.expressions.records import SPLITS, Failure, Records, arrange
+from affect.expressions.records import SPLITS, Records, arrange
 from affect.expressions.samples import ImageBatch, InputSpec, Sample
 
 logger = logging.getLogger(__name__)
@@ -117,17 +116,14 @@ def open_images(
     spec: InputSpec,
     splits: Sequence[str] = SPLITS,
     classes: Sequence[str] | None = None,
-    straighten: Straighten | None = None,
     seed: int = 0,
 ) -> dict[str, ImageSet]:
     """Return the splits of a data set that exist, of those asked for: a folder of images, or a FER2013 CSV file.
 
-    `classes` (those of a checkpoint) go before images.classes and the data set's own. `straighten` cuts
-    the face out of each picture. Only train is augmented, with `seed`. Raises ValueError in one sentence
-    where there is nothing to use; what is there but cannot be used is in the `failures` of its set.
+    `classes` (those of a checkpoint) go before images.classes and the data set's own. Only train is augmented,
+    with `seed`. Raises ValueError in one sentence where there is nothing to use; what is there but cannot be
+    used is in the `failures` of its set.
     """
-    if config.align and straighten is None:
-        raise ValueError("images.align is set, expected a function that straightens faces; pass open_images one")
     wanted = tuple(classes or config.classes or ())
     root = Path(config.data_root)
     if root.is_file():
@@ -138,6 +134,7 @@ def open_images(
         raise ValueError(f"images.data_root: expected a folder of images or a FER2013 CSV file, found no {root}")
     arranged = arrange(parts, config.val_split, config.test_split, config.split_seed, str(root))
     augmentation = Augmentation(config, spec) if config.augment else None
+    straighten = face_straightener() if config.align else None
     found = {}
     for split in SPLITS:
         if split in arranged and split in splits:
@@ -148,6 +145,14 @@ def open_images(
     if not arranged:
         raise ValueError(f"{root}: expected images of {', '.join(names)}, found none that can be used")
     return found
+
+
+def face_straightener() -> Straighten:
+    """Return what cuts the largest face out of a picture, upright, with the better finder that is installed."""
+    from affect.faces.align import straighten  # what finds faces takes a while to import
+    from affect.faces.finders import build_face_finder
+
+    return partial(straighten, finder=build_face_finder("auto"))
 
 
 def collate(samples: Sequence[Sample]) -> ImageBatch:
@@ -181,16 +186,6 @@ def check_images(image_set: ImageSet, workers: int) -> list[Failure]:
             *(image_set.name, len(failures), len(image_set), image_set.split, failures[0].reason),
         )
     return failures
-
-
-def write_failures(path: str | Path, failures: Sequence[Failure]) -> None:
-    """Write a table of failures: name, stage, reason."""
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow([field.name for field in fields(Failure)])
-    table.writerows(astuple(failure) for failure in failures)
-    with atomic_write(Path(path)) as handle:
-        handle.write(text.getvalue().encode(errors="backslashreplace"))  # names of files need not be UTF-8
 
 
 class _Checks(Dataset):

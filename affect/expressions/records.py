@@ -9,22 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from affect.core.failures import Failure
+
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 POOL = "all"
 """Part of a data set that nobody has split yet."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an image could not be used."""
-
-    name: str
-    """Path below the data's root, or the row of a CSV file."""
-    stage: str
-    """label, pixels, decode or align; read when predicting."""
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from affect.core.device import keep_freed_memory
+from affect.core.failures import Failure
 from affect.data.sampling import StepBatches
 from affect.engine.stop import StopRequest, ignore_sigterm
 from affect.expressions.balanced import ClassBalancedBatches
@@ -31,7 +32,6 @@ from affect.expressions.image_set import ImageSet
 from affect.expressions.losses import ExpressionLoss, class_weights
 from affect.expressions.mixing import mix
 from affect.expressions.models import ExpressionModel, build_model
-from affect.expressions.records import Failure
 from affect.expressions.sam import SAM
 from affect.expressions.samples import ImageBatch
 from affect.expressions.step import StepReport, training_step

@@ -5,7 +5,6 @@
     crop = straighten_face(image, box, tilt=box.tilt)        one of them, upright [224, 224, 3]
     crop = straighten(image, finder)                         the largest one, upright; None where there is no face
 
-`functools.partial(straighten, finder=finder)` is what affect.expressions.image_set.open_images takes as `straighten`.
 A face is turned by the line through its eyes; where those are not found it is cut out as it stands.
 """
 

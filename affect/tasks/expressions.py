@@ -16,7 +16,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -27,6 +27,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
+from affect.core.failures import write_failures
 from affect.core.plots import draw_confusion
 from affect.engine.curves import HD_EVERY, TrainingVisualizer
 from affect.engine.launch import check_trackers, start_accelerator, start_trackers
@@ -34,7 +35,7 @@ from affect.engine.stop import StopRequest
 from affect.expressions.config import FerConfig, load_fer_config
 from affect.expressions.evaluation import Evaluation, evaluate, joined
 from affect.expressions.history import Entry, best_entry, draw_scores, end_reason, history_entry, watched, write_history
-from affect.expressions.image_set import ImageSet, Straighten, check_images, open_images, write_failures
+from affect.expressions.image_set import ImageSet, check_images, open_images
 from affect.expressions.models import check_settings
 from affect.expressions.network_file import ModelCard, save_model
 from affect.expressions.presets import data_spec
@@ -73,13 +74,10 @@ class Run:
         return watched(self.trainer.config.multi_label)
 
 
-def train_expressions(
-    cfg_path: str | Path, options: Sequence[str] = (), straightener: Callable[[], Straighten] | None = None
-) -> bool:
+def train_expressions(cfg_path: str | Path, options: Sequence[str] = ()) -> bool:
     """Train as a YAML file says; return False when SIGTERM ended it early, after the state was saved.
 
-    straightener: makes what cuts faces out of images, called where images.align is set. An unfinished run goes
-    on, a finished one is left alone. Raises ValueError for settings or data that cannot be used,
+    An unfinished run goes on, a finished one is left alone. Raises ValueError for settings or data that cannot be used,
     FloatingPointError naming the images of a step whose loss or gradient is not finite.
     """
     config = load_fer_config(cfg_path, options)
@@ -94,8 +92,7 @@ def train_expressions(
         logger.info("%s: %s; for a new run use another run.output_dir", folder, reason)
         return True
     state = load_state(resume) if resume else None
-    straighten = straightener() if config.images.align and straightener else None
-    sets, left_out = open_sets(config, folder, accelerator, state, straighten)
+    sets, left_out = open_sets(config, folder, accelerator, state)
     if accelerator.is_main_process:
         save_fer_config(config, folder / "config.yaml")
         logger.info("run folder: %s", folder)
@@ -118,7 +115,6 @@ def open_sets(
     folder: Path,
     accelerator: Accelerator,
     state: RunState | None = None,
-    straighten: Straighten | None = None,
 ) -> tuple[dict[str, ImageSet], dict[str, list[str]]]:
     """Return the train and val images that can be read, and the names of the others; log how many of each class.
 
@@ -126,7 +122,7 @@ def open_sets(
     goes on leaves out what it left out before, so that its order is the same.
     """
     spec = data_spec(config.model, config.images)
-    sets = open_images(config.images, spec, ("train", "val"), straighten=straighten, seed=config.run.seed)
+    sets = open_images(config.images, spec, ("train", "val"), seed=config.run.seed)
     for split, why in (("train", "train on"), ("val", "validate on; set images.val_split above 0")):
         if split not in sets:
             raise ValueError(f"{config.images.data_root}: expected images to {why}, found none")

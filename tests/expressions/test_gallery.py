@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from affect.core.failures import Failure
 from affect.expressions.evaluation import Evaluation
 from affect.expressions.gallery import draw_gallery, surest_cases, write_samples
-from affect.expressions.records import Failure
 from affect.expressions.scores import draw_evaluation, evaluation_report, expression_scores
 
 CLASSES = ("angry", "happy", "sad")

@@ -14,9 +14,9 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 import affect.engine.launch
+import affect.expressions.image_set
 import affect.expressions.trainer
 import affect.tasks.expressions
-from affect.cli import train
 from affect.expressions.config import load_fer_config
 from affect.expressions.evaluation import evaluate, joined
 from affect.expressions.history import best_entry, end_reason
@@ -220,14 +220,14 @@ def test_a_loss_that_is_not_finite_names_the_images_and_keeps_the_last_state(tmp
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_faces_are_straightened_by_what_train_passes_in(tmp_path, monkeypatch):
+def test_faces_are_straightened_where_the_configuration_asks_for_it(tmp_path, monkeypatch):
     seen = []
 
     def straighten(picture):
         seen.append(picture.shape)
         return None if len(seen) == 3 else picture[:12, :12]
 
-    monkeypatch.setattr(train, "face_straightener", lambda: straighten)
+    monkeypatch.setattr(affect.expressions.image_set, "face_straightener", lambda: straighten)
     run(write_config(tmp_path / "toy.yaml", images={"align": True}, run={"epochs": 1}))
     assert seen[0] == (24, 24, 3)
     assert read_card(tmp_path / "toy").aligned

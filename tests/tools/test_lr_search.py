@@ -134,7 +134,7 @@ def test_a_rate_that_breaks_the_loss_is_told_and_not_tried_again(cfg_path, tmp_p
     assert "not finite" in capsys.readouterr().out
     assert "step" in (out / "1_epochs" / "lr_1e38" / lr_search.NOT_FINITE).read_text()
 
-    def refused(cfg_path, settings, straightener):
+    def refused(cfg_path, settings):
         assert not any("lr_1e38" in text for text in settings)
         return True
 
