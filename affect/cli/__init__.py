@@ -7,6 +7,7 @@ Nothing is imported before it is known which command is wanted.
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
 
@@ -17,8 +18,8 @@ COMMANDS = {
     "answer": "answer for a data set, one clip, or pictures of faces",
     "evaluate": "scores of answers and of expression networks",
     "pack": "many small feature files into one, and back",
-    "convert_checkpoint": "checkpoints of the AffectGPT systems, to ours and back",
-    "export_onnx": "an expression network as ONNX",
+    "export": "an expression network as ONNX, or a checkpoint as the AffectGPT systems read it, and back",
+    "doctor": "what is installed, found and missing on this machine, and what to do about it",
 }
 """Command -> what it does; the module of the same name here has its `main(arguments) -> exit code`."""
 
@@ -32,7 +33,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         print("\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()))
         sys.exit(0)
     if arguments[0] not in COMMANDS:
-        sys.exit(f"error: unknown command {arguments[0]!r}; expected one of {', '.join(COMMANDS)}")
+        near = get_close_matches(arguments[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(COMMANDS)}"
+        sys.exit(f"error: unknown command {arguments[0]!r}; {hint}")
     sys.argv[0] = f"affect {arguments[0]}"
     door(arguments[0], arguments[1:])
 
