@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,3 +63,10 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def shipped(path: str | Path) -> Path:
+    """Return a file as it is named where it is there, else the copy that the package brought, e.g. of eval_configs/."""
+    path = Path(path)
+    copy = Path(sysconfig.get_path("data")) / "share" / "affect" / path
+    return copy if not path.is_absolute() and not path.exists() and copy.is_file() else path

@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 
+from affect.core import files
 from affect.core.files import atomic_write
 
 
@@ -31,3 +34,16 @@ def test_two_writers_do_not_meet(tmp_path):
         other.write(b"other")
     assert path.read_bytes() == b"one"
     assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_shipped_file_is_found_from_any_folder_unless_one_of_its_name_is_here(tmp_path, monkeypatch):
+    copy = tmp_path / "prefix/share/affect/eval_configs/demo.yaml"
+    copy.parent.mkdir(parents=True)
+    copy.write_text("a: 1\n")
+    monkeypatch.setattr(files.sysconfig, "get_path", lambda name: str(tmp_path / "prefix"))
+    monkeypatch.chdir(tmp_path)
+    assert files.shipped("eval_configs/demo.yaml") == copy
+    assert files.shipped("eval_configs/none.yaml") == Path("eval_configs/none.yaml")
+    (tmp_path / "eval_configs").mkdir()
+    (tmp_path / "eval_configs/demo.yaml").write_text("a: 2\n")
+    assert files.shipped("eval_configs/demo.yaml") == Path("eval_configs/demo.yaml")
