@@ -83,27 +83,24 @@ class ClipDataset:
         faults = []
         for spec in self.specs.values():
             missing = self.store.missing(spec, [clip.name for clip in self.clips])
-            if missing:
-                others = f"; {len(missing) - 1} more clips have none" if len(missing) > 1 else ""
-                try:
-                    self.store.read(spec, missing[0])  # which says what is wrong with it
-                except FeatureError as error:
-                    faults.append(f"{error}{others}")
+            others = f"; {len(missing) - 1} more clips have none" if len(missing) > 1 else ""
+            faults += [f"{fault}{others}" for name in missing[:1] for fault in self._faults(name, [spec])]
         if faults:
             raise FeatureError(f"data set {self.name}: " + "\n".join(faults))
 
     def check_arrays(self) -> None:
         """Read every array once; raise FeatureError with the first faults and how many there are."""
-        faults = []
-        for clip in track(self.clips, f"checking {self.name}", disable=len(self) < 1000):
-            for spec in self.specs.values():
-                try:
-                    self.store.read(spec, clip.name)
-                except FeatureError as error:
-                    faults.append(str(error))
-        if faults:
-            more = [f"… and {len(faults) - 5} more"] if len(faults) > 5 else []
-            raise FeatureError(f"data set {self.name}: " + "\n".join([*faults[:5], *more]))
+        clips = track(self.clips, f"checking {self.name}", disable=len(self) < 1000)
+        if faults := [fault for clip in clips for fault in self._faults(clip.name, self.specs.values())]:
+            raise FeatureError(f"data set {self.name}: {_first_of(faults)}")
+
+    def _faults(self, name: str, specs: Iterable[FeatureSpec]) -> Iterator[str]:
+        """Yield what is wrong with the arrays of a clip."""
+        for spec in specs:
+            try:
+                self.store.read(spec, name)
+            except FeatureError as error:
+                yield str(error)
 
 
 def open_dataset(
@@ -169,7 +166,7 @@ class TrainingSamples:
                     raise ValueError(f"data set {dataset.name}: {error}") from None
         faults = [fault for dataset in self.datasets for fault in _answer_faults(dataset, self.prompts)]
         if faults:
-            raise ValueError("\n".join([*faults[:5], *([f"… and {len(faults) - 5} more"] if len(faults) > 5 else [])]))
+            raise ValueError(_first_of(faults))
 
     def check_prompts(self, collator: Collator) -> None:
         """Raise ValueError when even a prompt without subtitle is longer than the model's longest."""
@@ -231,7 +228,7 @@ def check_prompt(
 
 def _answer_faults(dataset: ClipDataset, prompts: PromptBook) -> Iterator[str]:
     """Yield a sentence for each clip whose label cannot be the answer to what its data set asks."""
-    labels, valence_range = dataset.choices.labels, dataset.choices.valence_range
+    labels, valences = dataset.choices.labels, dataset.choices.valence_range
     kinds = asked_kinds(dataset.config.label_type)
     for clip in dataset.clips:
         for kind in kinds:
@@ -240,16 +237,16 @@ def _answer_faults(dataset: ClipDataset, prompts: PromptBook) -> Iterator[str]:
             except ValueError as error:
                 yield str(error)
                 continue
+            what = f"clip {clip.name!r} of {dataset.name} has the"
             if kind == "onehot_w_candidates" and clip.labels[0] not in labels:
-                yield (
-                    f"clip {clip.name!r} of {dataset.name} has the label {clip.labels[0]!r}: expected one of "
-                    f"{', '.join(labels)}"
-                )
-            if kind == "valence" and not valence_range[0] <= clip.valence <= valence_range[1]:
-                yield (
-                    f"clip {clip.name!r} of {dataset.name} has the valence {clip.valence}: expected "
-                    f"{valence_range[0]} to {valence_range[1]}"
-                )
+                yield f"{what} label {clip.labels[0]!r}: expected one of {', '.join(labels)}"
+            if kind == "valence" and not valences[0] <= clip.valence <= valences[1]:
+                yield f"{what} valence {clip.valence}: expected {valences[0]} to {valences[1]}"
+
+
+def _first_of(faults: list[str]) -> str:
+    """Return the first few of many sentences, and how many more there are."""
+    return "\n".join([*faults[:5], *([f"… and {len(faults) - 5} more"] if len(faults) > 5 else [])])
 
 
 def _drop_streams(

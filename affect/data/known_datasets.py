@@ -1,4 +1,4 @@
-"""The data sets that users of this kind of system have, each a small table over the reader in `affect.data.manifest`.
+"""The data sets that users of this kind of system have: all facts that training and scoring go by, each once.
 
 To add one, add an entry to `KNOWN_DATASETS`; a data set of one's own needs none, its table of clips says everything
 (docs/datasets.md). Paths are those of the published folders, below `data_root`.
@@ -8,9 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from affect.data.config import DatasetConfig, FeatureConfig
+if TYPE_CHECKING:  # so that scoring reads no configuration
+    from affect.data.config import DatasetConfig, FeatureConfig
+
+POSITIVE, NEGATIVE, NEUTRAL = "positive", "negative", "neutral"
+"""Words for a valence above, below and of exactly 0."""
+
+
+class Task(StrEnum):
+    """How the answers to a data set are scored."""
+
+    HIT_RATE = "hitrate"
+    SENTIMENT = "sentiment"
+    EW = "ew"
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,26 @@ class KnownDataset:
     video: str = "video"
     audio: str = "audio"
     faces: str = "openface_face"
+    also: tuple[str, ...] = ()
+    """Other names that it goes by, in lower case."""
+    benchmark: str = ""
+    """Name in the tables of MER-UniBench; none: it is not scored there."""
+    test_clips: int = 0
+    """Clips of the published test set."""
+
+    @property
+    def task(self) -> Task:
+        """How its answers are scored."""
+        return Task.SENTIMENT if self.valence_range else Task.HIT_RATE if self.classes else Task.EW
+
+    def word(self, label: Any, where: str) -> Any:
+        """Return a label as a word where it is the number of a class (raises ValueError when there is none)."""
+        if not self.classes or not isinstance(label, Integral):
+            return label
+        if not self.numbered or not 0 <= label < len(self.classes):
+            numbers = f"a number from 0 to {len(self.classes) - 1}" if self.numbered else "words"
+            raise ValueError(f"{where} has the label {label}: expected {numbers}; correct it")
+        return self.classes[label]
 
 
 @dataclass(frozen=True)
@@ -87,117 +122,88 @@ def _corpora(file: str, key: str, **corpora: str) -> dict[str, Split]:
     return {split: Split(**{field: Column(file, key, corpus)}) for split, corpus in corpora.items()}
 
 
+def _mer2025(**splits: Split) -> KnownDataset:
+    return KnownDataset("mer2025-dataset", Column("subtitle_chieng.csv", "english"), splits)
+
+
+def _described(name: str) -> Split:
+    labels, reasons = (f"track{track}_train_{name}.csv" for track in (2, 3))
+    return Split(Column(labels, "openset"), descriptions=Column(reasons, "reason"))
+
+
+def _six_classes(folder: str, subtitles: Column, benchmark: str, test_clips: int) -> KnownDataset:
+    splits = _corpora("label-6way.npz", "emo", train="train_corpus", test="test1_corpus")
+    classes = ("neutral", "angry", "happy", "sad", "worried", "surprise")
+    return KnownDataset(folder, subtitles, splits, classes, benchmark=benchmark, test_clips=test_clips)
+
+
+def _valences(folder: str, limit: float, benchmark: str, test_clips: int, **media: str) -> KnownDataset:
+    splits = _corpora("label.npz", "val", **_TRAIN_VAL_TEST)
+    scored = {"benchmark": benchmark, "test_clips": test_clips}
+    return KnownDataset(folder, _ENGLISH, splits, valence_range=(-limit, limit), **media, **scored)
+
+
 _TRAIN_VAL_TEST = {"train": "train_corpus", "val": "val_corpus", "test": "test_corpus"}
-_MER_CLASSES = ("neutral", "angry", "happy", "sad", "worried", "surprise")
-_MER2025_SUBTITLES = Column("subtitle_chieng.csv", "english")
 _ENGLISH = Column("transcription-engchi-polish.csv", "english")
+_CHINESE = Column("transcription_merge.csv", "chinese")
+_IEMOCAP_LABELS = Column("label_4way.npz", "emo", "whole_corpus")
 
 KNOWN_DATASETS: dict[str, KnownDataset] = {
-    "mercaptionplus": KnownDataset(
-        folder="mer2025-dataset",
-        subtitles=_MER2025_SUBTITLES,
-        splits={
-            "train": Split(
-                labels=Column("track2_train_mercaptionplus.csv", "openset"),
-                descriptions=Column("track3_train_mercaptionplus.csv", "reason"),
-            )
-        },
+    "mercaptionplus": _mer2025(train=_described("mercaptionplus")),
+    "ovmerd": _mer2025(train=_described("ovmerd")),
+    "mer2025ov": _mer2025(
+        test=Split(Column("track2_test.csv", "openset")),
+        candidates=Split(names=Column("track_all_candidates.csv", "name")),
     ),
-    "ovmerd": KnownDataset(
-        folder="mer2025-dataset",
-        subtitles=_MER2025_SUBTITLES,
-        splits={
-            "train": Split(
-                labels=Column("track2_train_ovmerd.csv", "openset"),
-                descriptions=Column("track3_train_ovmerd.csv", "reason"),
-            )
-        },
-    ),
-    "mer2025ov": KnownDataset(
-        folder="mer2025-dataset",
-        subtitles=_MER2025_SUBTITLES,
-        splits={
-            "test": Split(labels=Column("track2_test.csv", "openset")),
-            "candidates": Split(names=Column("track_all_candidates.csv", "name")),
-        },
-    ),
-    "mer2023": KnownDataset(
-        folder="mer2023-dataset-process",
-        subtitles=_ENGLISH,
-        splits=_corpora("label-6way.npz", "emo", train="train_corpus", test="test1_corpus"),
-        classes=_MER_CLASSES,
-    ),
-    "mer2024": KnownDataset(
-        folder="mer2024-dataset-process",
-        subtitles=Column("transcription_merge.csv", "chinese"),
-        splits=_corpora("label-6way.npz", "emo", train="train_corpus", test="test1_corpus"),
-        classes=_MER_CLASSES,
-    ),
+    "mer2023": _six_classes("mer2023-dataset-process", _ENGLISH, "MER2023", 411),
+    "mer2024": _six_classes("mer2024-dataset-process", _CHINESE, "MER2024", 1169),
     "meld": KnownDataset(
-        folder="meld-process",
-        subtitles=_ENGLISH,
-        splits=_corpora("label.npz", "emo", **_TRAIN_VAL_TEST),
+        "meld-process",
+        _ENGLISH,
+        _corpora("label.npz", "emo", **_TRAIN_VAL_TEST),
         classes=("anger", "joy", "sadness", "neutral", "disgust", "fear", "surprise"),
         numbered=True,
         video="subvideo",
         audio="subaudio",
+        benchmark="MELD",
+        test_clips=2610,
     ),
     "iemocap": KnownDataset(
-        folder="iemocap-process",
-        subtitles=_ENGLISH,
+        "iemocap-process",
+        _ENGLISH,
         splits={  # Ses05F_impro01_F000: the fifth of five sessions is the test
-            "train": Split(labels=Column("label_4way.npz", "emo", "whole_corpus"), only=".{4}[^5].*"),
-            "test": Split(labels=Column("label_4way.npz", "emo", "whole_corpus"), only=".{4}5.*"),
+            "train": Split(_IEMOCAP_LABELS, only=".{4}[^5].*"),
+            "test": Split(_IEMOCAP_LABELS, only=".{4}5.*"),
         },
         classes=("happy", "sad", "neutral", "anger"),
         numbered=True,
         video="subvideo-tgt",
         audio="subaudio",
+        also=("iemocapfour",),
+        benchmark="IEMOCAP",
+        test_clips=1241,
     ),
-    "cmumosi": KnownDataset(
-        folder="cmumosi-process",
-        subtitles=_ENGLISH,
-        splits=_corpora("label.npz", "val", **_TRAIN_VAL_TEST),
-        valence_range=(-3.0, 3.0),
-        video="subvideo",
-        audio="subaudio",
-    ),
-    "cmumosei": KnownDataset(
-        folder="cmumosei-process",
-        subtitles=_ENGLISH,
-        splits=_corpora("label.npz", "val", **_TRAIN_VAL_TEST),
-        valence_range=(-3.0, 3.0),
-        video="subvideo_new",
-        audio="subaudio",
-    ),
-    "sims": KnownDataset(
-        folder="sims-process",
-        subtitles=_ENGLISH,
-        splits=_corpora("label.npz", "val", **_TRAIN_VAL_TEST),
-        valence_range=(-1.0, 1.0),
-    ),
-    "simsv2": KnownDataset(
-        folder="simsv2-process",
-        subtitles=_ENGLISH,
-        splits=_corpora("label.npz", "val", **_TRAIN_VAL_TEST),
-        valence_range=(-1.0, 1.0),
-        video="video_new",
-    ),
+    "cmumosi": _valences("cmumosi-process", 3.0, "MOSI", 686, video="subvideo", audio="subaudio"),
+    "cmumosei": _valences("cmumosei-process", 3.0, "MOSEI", 4659, video="subvideo_new", audio="subaudio"),
+    "sims": _valences("sims-process", 1.0, "SIMS", 457),
+    "simsv2": _valences("simsv2-process", 1.0, "SIMSv2", 1034, video="video_new"),
     "ovmerdplus": KnownDataset(
-        folder="ovmerdplus-process",
-        subtitles=Column("subtitle_eng.csv", "sentence"),
-        splits={"test": Split(labels=Column("ovlabel.csv", "openset"))},
+        "ovmerdplus-process",
+        Column("subtitle_eng.csv", "sentence"),
+        {"test": Split(Column("ovlabel.csv", "openset"))},
+        also=("ovmerd+",),
+        benchmark="OV-MERD+",
+        test_clips=532,
     ),
 }
-"""Name in YAML files and of the feature folder -> data set."""
+"""Name in YAML files and of the feature folder -> data set, those of MER-UniBench in the order of its tables."""
 
-ALSO_KNOWN_AS = {"iemocapfour": "iemocap"}
+_BY_NAME = {other: name for name, known in KNOWN_DATASETS.items() for other in (name, *known.also)}
 
 
 def dataset_name(name: str) -> str:
     """Return the name of a data set's feature folder: known ones in lower case, IEMOCAPFour as iemocap."""
-    lower = ALSO_KNOWN_AS.get(name.lower(), name.lower())
-    return lower if lower in KNOWN_DATASETS else name
+    return _BY_NAME.get(name.lower(), name)
 
 
 def known_dataset(name: str) -> KnownDataset | None:

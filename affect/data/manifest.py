@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ from affect.data.npz_corpus import read_npz
 
 TABLE_KEYS = ("csv_column", "subtitle_column", "label_column", "description_column", "valence_column", "split_column")
 """Keys of a data set's section that say how to read its csv_path."""
+_FIELDS = ("name", "subtitle", "labels", "description", "valence", "split")
+"""Field of a clip that each of them fills."""
 UNSPLIT = ("train", "test")
 """Splits that a table without a split column counts as."""
 
+_BETWEEN = re.compile("['\",]")
 _ENCODINGS = ("utf-8-sig", "cp1252")
 """Tried in turn: some public tables hold Windows quotes."""
 
@@ -51,14 +54,10 @@ def parse_labels(value: Any) -> tuple[str, ...]:
 
     Splits at commas and quotes only; empty cells and NaN give no words.
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ()
     if isinstance(value, list | tuple):
         return tuple(str(word).strip() for word in value)
-    text = str(value).strip().removeprefix("[").removesuffix("]")
-    for quote in "'\"":
-        text = text.replace(quote, ",")
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+    text = "" if value is None or value != value else str(value).strip().removeprefix("[").removesuffix("]")
+    return tuple(word for piece in _BETWEEN.split(text) if (word := piece.strip()))
 
 
 @dataclass(frozen=True)
@@ -113,26 +112,17 @@ def _read_table_of_clips(dataset: str, config: DatasetConfig, split: str | None)
     if split is not None:
         table = _rows_of_split(table, config, split)
     known = known_dataset(dataset)
+    columns = [getattr(config, key) for key in TABLE_KEYS]
     empty = ("neutral",) if known and not known.classes and config.label_column in table else ()
-    clips = [
-        Clip(
-            name=check_name(row[config.csv_column], f"{path}: clip name"),
-            dataset=dataset_name(dataset),
-            subtitle=row.get(config.subtitle_column, ""),
-            labels=parse_labels(row.get(config.label_column)) or empty,
-            description=row.get(config.description_column, ""),
-            valence=_valence(row.get(config.valence_column, ""), f"{path}: clip {row[config.csv_column]!r}"),
-            split=row.get(config.split_column, ""),
-        )
-        for row in table.to_dict("records")
-    ]
+    clips = _clips(
+        dataset, path, {column: table[column].tolist() for column in columns if column in table}, columns, empty
+    )
     if not clips:
         raise ValueError(f"{path}: expected one row a clip, found none")
-    keys = {"labels": "label_column", "description": "description_column", "valence": "valence_column"}
     lacking = {
         what: f"{path}: expected a column {column!r}, found {', '.join(table)}; name it in datasets.{dataset}.{key}"
-        for what, key in keys.items()
-        if (column := getattr(config, key)) not in table
+        for what, key, column in zip(_FIELDS[2:5], TABLE_KEYS[2:5], columns[2:5], strict=True)
+        if column not in table
     }
     return Manifest(clips, lacking)
 
@@ -156,25 +146,19 @@ def _rows_of_split(table: pd.DataFrame, config: DatasetConfig, split: str) -> pd
 def _read_known(dataset: str, known: KnownDataset, data_root: Path, split: str | None) -> Manifest:
     if split not in known.splits:
         raise ValueError(f"data set {dataset} has no split {split!r}: expected one of {', '.join(known.splits)}")
-    parts = known.splits[split]
-    folder = data_root / known.folder
-    columns = {"labels": parts.labels, "valence": parts.valences, "description": parts.descriptions}
-    values = {column: _read_column(dataset, folder, column) for column in (*columns.values(), parts.names) if column}
-    subtitles = _read_column(dataset, folder, known.subtitles)
+    parts, folder = known.splits[split], data_root / known.folder
     path = folder / parts.clips.file
-    clips = [
-        Clip(
-            name=check_name(name, f"{path}: clip name"),
-            dataset=dataset_name(dataset),
-            subtitle=subtitles.get(name, ""),
-            labels=_known_labels(values[parts.labels][name], known, f"{path}: clip {name!r}") if parts.labels else (),
-            description=values[parts.descriptions].get(name, "") if parts.descriptions else "",
-            valence=_valence(values[parts.valences][name], f"{path}: clip {name!r}") if parts.valences else None,
-            split=split,
-        )
-        for name in values[parts.clips]
-        if re.fullmatch(parts.only, name)
-    ]
+    columns = {"labels": parts.labels, "valence": parts.valences, "description": parts.descriptions}
+    values = {what: _read_column(dataset, folder, column) for what, column in columns.items() if column}
+    listed = next(iter(values.values())) if values else _read_column(dataset, folder, parts.clips)
+    names = [name for name in listed if re.fullmatch(parts.only, name)]
+    values["subtitle"] = _read_column(dataset, folder, known.subtitles)
+    table = {what: [of_clip.get(name, "") for name in names] for what, of_clip in values.items()}
+    if parts.labels:
+        told = zip(names, table["labels"], strict=True)
+        table["labels"] = [known.word(label, f"{path}: clip {name!r}") for name, label in told]
+    table |= {"name": names, "split": [split] * len(names)}
+    clips = _clips(dataset, path, table, _FIELDS, ("neutral",) if parts.labels and not known.classes else ())
     if not clips:
         raise ValueError(f"{path}: expected clips of split {split!r}, found none")
     has = " and ".join(f"{what} ({column.file})" for what, column in columns.items() if column) or "names only"
@@ -213,24 +197,24 @@ def _read_column(dataset: str, folder: Path, column: Column) -> dict[str, Any]:
     return dict(zip(table["name"], table[column.key], strict=True))
 
 
-def _known_labels(value: Any, known: KnownDataset, where: str) -> tuple[str, ...]:
-    """Return the labels of a clip: the word that a number stands for, or words; an empty open list is neutral."""
-    if isinstance(value, Integral):
-        if not known.numbered or not 0 <= value < len(known.classes):
-            numbers = f"a number from 0 to {len(known.classes) - 1}" if known.numbered else "words"
-            raise ValueError(f"{where} has the label {value}: expected {numbers}")
-        return (known.classes[value],)
-    return parse_labels(value) or (() if known.classes else ("neutral",))
+def _clips(
+    dataset: str, path: str | Path, table: Mapping[str, list[Any]], columns: Sequence[str], empty: tuple[str, ...]
+) -> list[Clip]:
+    """Return the clips of a table whose `columns` are those of `_FIELDS`; `empty`: the labels of an empty cell."""
+    dataset, what = dataset_name(dataset), f"{path}: clip name"
+    cells = [table.get(column, repeat("")) for column in columns]
+    return [
+        Clip(check_name(name, what), dataset, subtitle, parse_labels(labels) or empty, description, value, split)
+        for name, subtitle, labels, description, valence, split in zip(*cells, strict=False)
+        for value in [None if valence == "" else _valence(valence, path, name)]
+    ]
 
 
-def _valence(value: Any, where: str) -> float | None:
-    """Return a valence, None for an empty cell (raises ValueError for what is no number)."""
-    if value == "":
-        return None
+def _valence(value: Any, path: str | Path, name: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{where} has the valence {value!r}: expected a number such as -0.4; correct it")
+        raise ValueError(f"{path}: clip {name!r} has the valence {value!r}: expected a number such as -0.4; correct it")
     return number

@@ -12,7 +12,7 @@ import yaml
 
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import PLACEHOLDERS, SPECIAL_TOKENS, Clip, Modality
-from affect.data.known_datasets import NO_CHOICES, Choices
+from affect.data.known_datasets import NEGATIVE, NEUTRAL, NO_CHOICES, POSITIVE, Choices
 
 NEEDS = {
     "description": "description",
@@ -43,21 +43,15 @@ class PromptBook:
     between_candidates: str = ", "
     """What stands between the labels that a question lists."""
 
-    def prompt(
+    def prompt_parts(
         self, layout: str, present: Collection[Modality], subtitle: str, question: str, tokens: Mapping[Modality, int]
-    ) -> str:
-        """Return the prompt of one clip.
+    ) -> tuple[str, str, str]:
+        """Return the prompt of one clip up to its subtitle, the subtitle, and the rest.
 
         present: streams that the clip has; tokens: stream -> number of fused tokens, hence of placeholders.
         A stream that is absent keeps no placeholder; made from parts, the prompt does not mention it either,
         nor an empty subtitle.
         """
-        return "".join(self.prompt_parts(layout, present, subtitle, question, tokens))
-
-    def prompt_parts(
-        self, layout: str, present: Collection[Modality], subtitle: str, question: str, tokens: Mapping[Modality, int]
-    ) -> tuple[str, str, str]:
-        """Return the prompt of one clip up to its subtitle, the subtitle, and the rest; see `prompt`."""
         shown = shown_streams(layout, present)
         spoken = " ".join(_plain(subtitle).split())
         if layout in self.layouts:
@@ -108,9 +102,7 @@ class PromptBook:
 
 def sentiment_word(valence: float) -> str:
     """Return negative, neutral or positive: only a valence of exactly 0 is neutral."""
-    if valence == 0:
-        return "neutral"
-    return "positive" if valence > 0 else "negative"
+    return NEUTRAL if valence == 0 else POSITIVE if valence > 0 else NEGATIVE
 
 
 def shown_streams(layout: str, present: Collection[Modality]) -> tuple[Modality, ...]:
@@ -140,14 +132,13 @@ def load_prompts(path: str | Path | None = None) -> PromptBook:
     path = Path(path) if path else DEFAULT_PROMPTS
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        book = PromptBook(**content)
+        book = PromptBook(**(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)))
+        for kind, texts in book.questions.items():
+            if not isinstance(texts, dict) or not {"question", "answer"} <= texts.keys():
+                raise TypeError(f"questions.{kind}: expected question and answer")
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; expected prompt wording as in affect/data/prompts.yaml") from None
     except (TypeError, yaml.YAMLError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).replace("PromptBook.__init__()", "").split())
         raise ValueError(f"{path}: expected prompt wording as in affect/data/prompts.yaml: {reason}") from None
-    for kind, texts in book.questions.items():
-        if not isinstance(texts, dict) or not {"question", "answer"} <= texts.keys():
-            raise ValueError(f"{path}: questions.{kind}: expected question and answer as in affect/data/prompts.yaml")
     return book

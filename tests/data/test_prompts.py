@@ -14,7 +14,7 @@ CANDIDATES = ("happy", "angry", "worried", "sad", "surprise", "neutral")
 
 
 def prompt(book: PromptBook, present=ALL, layout=FULL, subtitle="Hello"):
-    return book.prompt(layout, present, subtitle, "Why?", TOKENS)
+    return "".join(book.prompt_parts(layout, present, subtitle, "Why?", TOKENS))
 
 
 def test_each_shown_stream_has_as_many_placeholders_as_tokens():
@@ -83,7 +83,8 @@ def test_whole_prompts_of_another_wording_are_used(golden, other_wording):
         expected = template.replace("{SUBTITLE}", "Hello").replace("{QUESTION}", "Why?")
         for stream, placeholder in PLACEHOLDERS.items():
             expected = expected.replace(placeholder, placeholder * tokens[stream])
-        assert other_wording.prompt(layout, LAYOUTS[layout].needed, "Hello", "Why?", tokens) == expected
+        parts = other_wording.prompt_parts(layout, LAYOUTS[layout].needed, "Hello", "Why?", tokens)
+        assert "".join(parts) == expected
 
 
 def test_whole_prompts_keep_their_sentence_for_an_empty_subtitle(golden, other_wording):
