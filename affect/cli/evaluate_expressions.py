@@ -69,7 +69,8 @@ def network_report(args: argparse.Namespace) -> Report:
     """Score a network on one split of labelled images."""
     from affect.core.device import pick_device
     from affect.expressions.evaluation import evaluate
-    from affect.expressions.network_file import find_model, load_model
+    from affect.expressions.models import load_model
+    from affect.expressions.network_file import find_model
     from affect.expressions.scores import draw_evaluation, evaluation_report, expression_scores
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

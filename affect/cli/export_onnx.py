@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from affect.core.files import atomic_write
-from affect.expressions.models import ExpressionModel
-from affect.expressions.network_file import ModelCard, load_model
+from affect.expressions.models import ExpressionModel, load_model
+from affect.expressions.network_file import ModelCard
 
 TOLERANCE = 1e-4
 """Largest difference of logits that --check accepts, per unit of the largest logit where that is above 1."""

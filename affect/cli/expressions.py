@@ -31,8 +31,8 @@ from affect.expressions.drawing import VideoWriter, annotate, enlarge
 from affect.expressions.explain import draw_heat, grad_cam
 from affect.expressions.folders import SUFFIXES
 from affect.expressions.image_files import ImageError, read_image, to_input
-from affect.expressions.models import ExpressionModel
-from affect.expressions.network_file import ModelCard, find_model, load_model
+from affect.expressions.models import ExpressionModel, load_model
+from affect.expressions.network_file import ModelCard, find_model
 from affect.expressions.predict import Box, FacePrediction, name_expressions, predict, uniform_warning
 from affect.faces.align import MARGIN, find_all_faces, straighten_face
 from affect.faces.finders import Box as Square

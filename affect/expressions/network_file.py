@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -16,9 +16,6 @@ from torch import Tensor
 from affect.core.files import atomic_write
 from affect.expressions.config import ImageModelConfig
 from affect.expressions.samples import InputSpec
-
-if TYPE_CHECKING:
-    from affect.expressions.models import ExpressionModel
 
 FORMAT = "affect-fer-1"
 NAMES = ("best.safetensors", "last.safetensors")
@@ -82,24 +79,9 @@ def read_card(path: str | Path) -> ModelCard:
     return _read(find_model(path), weights=False)[0]
 
 
-def load_model(path: str | Path, device: str = "cpu") -> tuple[ExpressionModel, ModelCard]:
-    """Return the network of a file or run folder, ready to predict, and its card.
-
-    Raises ValueError saying what is wrong with a file that is cut off, of another format or of another shape.
-    """
-    from affect.expressions.models import build_model, for_prediction
-
-    path = find_model(path)
-    card, weights = _read(path, weights=True)
-    bare = {"weights": None, "ir50_weights": None, "face_weights": None, "pretrained": False}
-    model = build_model(card.model.model_copy(update=bare), len(card.classes))
-    expected = model.state_dict()
-    faults = sorted(expected.keys() ^ weights.keys())
-    faults += [name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape]
-    if faults:
-        raise ValueError(f"{path}: the weights do not fit {card.model.arch} as its header describes it: {faults[0]}")
-    model.load_state_dict(weights)
-    return for_prediction(model, device), card
+def read_network(path: str | Path) -> tuple[ModelCard, dict[str, Tensor]]:
+    """Return card and weights of a file or run folder (raises ValueError as read_card does)."""
+    return _read(find_model(path), weights=True)
 
 
 def _read(path: Path, weights: bool) -> tuple[ModelCard, dict[str, Tensor]]:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from affect.core.weights import weights_hash
-from affect.expressions.models import ExpressionModel
-from affect.expressions.network_file import ModelCard, find_model, load_model
+from affect.expressions.models import ExpressionModel, load_model
+from affect.expressions.network_file import ModelCard, find_model
 from extractors.encoders.batches import chunks, encode_batches, feature_width, split_rows
 from extractors.encoders.fer_input import NetworkInput
 from extractors.encoders.loading import WeightsError, precision

@@ -12,8 +12,8 @@ from PIL import Image
 from affect.cli import evaluate
 from affect.expressions.config import ImageModelConfig, ImagesConfig, input_spec
 from affect.expressions.image_set import open_images
-from affect.expressions.models import build_model
-from affect.expressions.network_file import ModelCard, load_model, save_model
+from affect.expressions.models import build_model, load_model
+from affect.expressions.network_file import ModelCard, save_model
 
 CLASSES = ("angry", "happy", "sad")
 

@@ -8,8 +8,8 @@ import torch
 
 from affect.cli import export_onnx
 from affect.expressions.config import ImageModelConfig, input_spec
-from affect.expressions.models import build_model
-from affect.expressions.network_file import ModelCard, load_model, save_model
+from affect.expressions.models import build_model, load_model
+from affect.expressions.network_file import ModelCard, save_model
 
 SETTINGS = {
     "compact": {"width": 0.25},

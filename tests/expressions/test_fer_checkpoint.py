@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from affect.expressions.config import ImageModelConfig, input_spec
-from affect.expressions.models import build_model
-from affect.expressions.network_file import ModelCard, find_model, load_model, read_card, save_model
+from affect.expressions.models import build_model, load_model
+from affect.expressions.network_file import ModelCard, find_model, read_card, save_model
 
 CLASSES = ("anger", "joy", "none")
 

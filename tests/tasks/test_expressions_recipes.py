@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from affect.expressions.config import load_fer_config
-from affect.expressions.network_file import load_model, read_card
+from affect.expressions.models import load_model
+from affect.expressions.network_file import read_card
 from fer_runs import ROOT, history, run, write_pictures
 
 SEVEN = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")

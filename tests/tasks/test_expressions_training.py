@@ -21,8 +21,8 @@ from affect.expressions.config import load_fer_config
 from affect.expressions.evaluation import evaluate, joined
 from affect.expressions.history import best_entry, end_reason
 from affect.expressions.image_set import open_images
-from affect.expressions.models import build_model
-from affect.expressions.network_file import load_model, read_card
+from affect.expressions.models import build_model, load_model
+from affect.expressions.network_file import read_card
 from affect.expressions.presets import data_spec
 from affect.expressions.trainer import build_optimizer, build_trainer, steps_per_epoch
 from fer_runs import CLASSES, ROOT, history, run, write_config, write_pictures

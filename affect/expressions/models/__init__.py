@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from affect.core.device import keep_freed_memory
@@ -14,8 +16,9 @@ from affect.expressions.models.compact import Compact
 from affect.expressions.models.folding import fold_norms
 from affect.expressions.models.poster_v2 import PosterV2
 from affect.expressions.models.published import load_weights, require_files
+from affect.expressions.network_file import ModelCard, find_model, read_network
 
-__all__ = ["ExpressionModel", "build_model", "check_settings", "for_prediction"]
+__all__ = ["ExpressionModel", "build_model", "check_settings", "for_prediction", "load_model"]
 
 _NETWORKS = {"poster_v2": PosterV2, "ir50_vit": Ir50Vit, "compact": Compact, "timm": TimmBackbone}
 _TRANSFORMERS: tuple[Arch, ...] = ("poster_v2", "ir50_vit", "timm")
@@ -62,6 +65,24 @@ def build_model(config: ImageModelConfig, num_classes: int) -> ExpressionModel:
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     return model
+
+
+def load_model(path: str | Path, device: str = "cpu") -> tuple[ExpressionModel, ModelCard]:
+    """Return the network of a file or run folder, ready to predict, and its card.
+
+    Raises ValueError saying what is wrong with a file that is cut off, of another format or of another shape.
+    """
+    card, weights = read_network(path)
+    bare = {"weights": None, "ir50_weights": None, "face_weights": None, "pretrained": False}
+    model = build_model(card.model.model_copy(update=bare), len(card.classes))
+    expected = model.state_dict()
+    faults = sorted(expected.keys() ^ weights.keys())
+    faults += [name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape]
+    if faults:
+        path = find_model(path)
+        raise ValueError(f"{path}: the weights do not fit {card.model.arch} as its header describes it: {faults[0]}")
+    model.load_state_dict(weights)
+    return for_prediction(model, device), card
 
 
 def for_prediction(model: ExpressionModel, device: str = "cpu") -> ExpressionModel:

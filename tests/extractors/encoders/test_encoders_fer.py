@@ -16,8 +16,8 @@ from affect.data.config import parse_config
 from affect.data.dataset import open_datasets
 from affect.expressions.config import ImageModelConfig, input_spec
 from affect.expressions.image_files import to_input
-from affect.expressions.models import build_model
-from affect.expressions.network_file import ModelCard, find_model, load_model, read_card, save_model
+from affect.expressions.models import build_model, load_model
+from affect.expressions.network_file import ModelCard, find_model, read_card, save_model
 from affect.features.store import FeatureError, FeatureSpec, FeatureStore
 from extractors.encoders import build_encoder
 from extractors.encoders import fer as fer_encoder
