@@ -55,11 +55,10 @@ from affect.data.config import Config, ConfigError, DatasetConfig, load_config
 from affect.data.dataset import ClipDataset
 from affect.data.known_datasets import dataset_name
 from affect.data.manifest import read_clips
-from affect.expressions.config import PredictConfig, is_fer_config, load_fer_config
+from affect.expressions.config import is_fer_config
 from affect.faces.finders import face_finder_name
 from affect.models.affectgpt import AffectGPT
 from extractors.au.openface import EXECUTABLE_VARIABLE
-from extractors.media.video import all_frames
 from extractors.run.clip import Sources, extract_clip
 from extractors.run.live import LiveFeatures, open_store, shared_encoder, warn_of_other_faces
 
@@ -67,7 +66,9 @@ from extractors.run.live import LiveFeatures, open_store, shared_encoder, warn_o
 def main(arguments: list[str] | None = None) -> int:
     """Wire configuration, checkpoints, clips and answers together; return the exit code."""
     if asks_for_expressions(arguments):
-        return name_expressions(arguments)
+        from affect.cli import expressions
+
+        return expressions.main(arguments)
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     given = {key: getattr(args, key) for key in ("test_epochs", "skip_epoch")}
@@ -104,47 +105,6 @@ def asks_for_expressions(arguments: list[str] | None) -> bool:
     peek = argparse.ArgumentParser(add_help=False)
     peek.add_argument("--cfg-path", default="")
     return is_fer_config(peek.parse_known_args(arguments)[0].cfg_path)
-
-
-def name_expressions(arguments: list[str] | None) -> int:
-    """Name the expressions in pictures, a video or what a camera sees; return the exit code: 1 where some failed."""
-    from affect.cli import expressions as faces
-
-    args = parse_image_arguments(arguments)
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    # run has a batch_size and a device, too, but here it is these that are meant
-    options = [f"predict.{each}" if each.split("=")[0] in PredictConfig.model_fields else each for each in args.options]
-    config = load_fer_config(args.cfg_path, options).predict
-    config = config.model_copy(update={"ckpt": args.ckpt}) if args.ckpt else config
-    reader, folder = faces.open_reader(config), Path(config.output_dir)
-    if args.images:
-        findings = faces.name_images(reader, args.images, folder, args.explain)
-    elif args.video:
-        findings = faces.name_video(reader, all_frames(args.video), str(args.video), folder, args.explain)
-    else:
-        frames = faces.camera_frames(args.webcam, args.max_frames)
-        findings = faces.name_video(reader, frames, f"webcam{args.webcam}", folder, args.explain, live=True)
-    return faces.report(reader, findings, folder, Console())
-
-
-def parse_image_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Return the command line's settings for the image track."""
-    parser = argparse.ArgumentParser(description="Name the expressions of faces (a configuration with task: fer).")
-    add = parser.add_argument
-    add("--cfg-path", required=True, help="YAML configuration; its predict section holds the settings")
-    add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="settings that override the file")
-    add("--ckpt", help="best.safetensors, last.safetensors or a run's folder; default: predict.ckpt")
-    add("--explain", action="store_true", help="draw what in each face spoke for its expression (Grad-CAM)")
-    add("--max_frames", type=int, metavar="N", help="with --webcam: stop after N frames instead of at Ctrl+C")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", type=Path, nargs="+", metavar="PATH", help="pictures and folders of pictures")
-    source.add_argument("--video", type=Path)
-    source.add_argument("--webcam", type=int, metavar="NUMBER", help="camera to look through, as a rule 0")
-    args = parser.parse_args(arguments)
-    if args.max_frames is not None and (args.webcam is None or args.max_frames < 1):
-        parser.error("--max_frames: expected a number above 0, with --webcam")
-    return args
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

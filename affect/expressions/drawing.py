@@ -43,7 +43,7 @@ def annotate(picture: np.ndarray, faces: Sequence[FacePrediction], factor: int =
     font, width = _font(max(12, side // 36)), max(2, side // 220)
     for face in faces:
         colour = _UNSURE if face.near_uniform else _colour(face)
-        x, y, right, bottom = (factor * place for place in face.box)
+        x, y, right, bottom = (factor * place for place in face.corners)
         draw.rectangle((x, y, right - 1, bottom - 1), outline=colour, width=width)
         words = f"{face.label} {face.probability:.2f}{' ?' if face.near_uniform else ''}"
         _, _, long, high = draw.textbbox((0, 0), words, font=font)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,13 +10,13 @@ import numpy as np
 
 from affect.core.failures import Failure
 from affect.expressions.config import ImagesConfig
+from affect.expressions.image_files import images_below
 from affect.expressions.presets import PRESETS, ClassNames, folder_names, is_expression
 from affect.expressions.records import POOL, Records, one_hot
 
 logger = logging.getLogger(__name__)
 
 PART_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".gif"}
 
 
 def read_folders(
@@ -92,7 +91,7 @@ def _records(root: Path, folders: dict[str, Path], classes: ClassNames, meaning:
     failures = []
     for folder in sorted(folders, key=_number_or_name):
         index = classes.index(meaning[folder])
-        images = _images(folders[folder])
+        images = images_below(folders[folder])
         if index is None:
             reason = f"expected one of the classes {', '.join(classes.names)}, found the folder {folder}"
             logger.warning("%s: %s; its %d images are left out", folders[folder], reason, len(images))
@@ -103,19 +102,3 @@ def _records(root: Path, folders: dict[str, Path], classes: ClassNames, meaning:
         labels += [index] * len(images)
     known = np.array(labels, np.int64)
     return Records(names, known, one_hot(known, len(classes.names)), root, tuple(failures))
-
-
-def _images(folder: Path) -> list[Path]:
-    """Return the pictures in a folder and the folders in it, sorted; links are followed, hidden files are not."""
-    found, seen = [], set()
-    for place, inner, files in os.walk(folder, followlinks=True):
-        identity = (Path(place).stat().st_dev, Path(place).stat().st_ino)
-        if identity in seen:  # a link to a folder above
-            inner.clear()
-            continue
-        seen.add(identity)
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        found += [
-            Path(place) / name for name in files if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-        ]
-    return sorted(found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from affect.core.failures import Failure
 from affect.expressions.samples import InputSpec
 
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".gif"}
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused: unpacked they take more than 300 MB."""
 _BACKGROUND = 128  # gray under transparent pixels: no edge against most faces
@@ -21,6 +25,37 @@ _LUMA = np.array([19595, 38470, 7471], np.uint32)  # ITU-R 601 in units of 2**-1
 
 class ImageError(ValueError):
     """A picture that cannot be used, in one sentence."""
+
+
+def list_images(paths: Iterable[Path]) -> tuple[list[Path], list[Failure]]:
+    """Return the images that paths of files and folders (with those below) name, each once, and empty folders.
+
+    Of a folder the files with an ending of an image count; a file that is named is an image by being so.
+    """
+    files: list[Path] = []
+    failures = []
+    for path in paths:
+        inside = images_below(path) if path.is_dir() else [path]
+        if not inside:
+            failures.append(Failure(str(path), "read", f"{path}: there is no picture in this folder; name another"))
+        files += inside
+    return list(dict.fromkeys(files)), failures
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Return the images in a folder and the folders in it, sorted; links are followed, hidden files are not."""
+    found, seen = [], set()
+    for place, inner, files in os.walk(folder, followlinks=True):
+        identity = (Path(place).stat().st_dev, Path(place).stat().st_ino)
+        if identity in seen:  # a link to a folder above
+            inner.clear()
+            continue
+        seen.add(identity)
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        found += [
+            Path(place) / name for name in files if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+        ]
+    return sorted(found)
 
 
 def read_image(path: str | Path) -> np.ndarray:

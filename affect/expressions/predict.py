@@ -14,8 +14,8 @@ from affect.expressions.image_files import to_input
 from affect.expressions.models import ExpressionModel
 from affect.expressions.network_file import ModelCard
 
-Box = tuple[int, int, int, int]
-"""Left, top, right and bottom in pixels of the picture; right and bottom are the first ones outside."""
+Corners = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels of the image; right and bottom are the first ones outside."""
 LEAST = 0.5
 """Probability from which on an independent (multi-label) class counts as seen."""
 NONE = "none"
@@ -26,7 +26,8 @@ NONE = "none"
 class FacePrediction:
     """One face and what its expression is called."""
 
-    box: Box
+    corners: Corners
+    """Where it is in its image."""
     label: str
     """The likeliest class; all that are seen, joined by commas, where classes are independent."""
     probability: float
@@ -39,7 +40,7 @@ class FacePrediction:
     def as_json(self) -> dict[str, Any]:
         """Return the prediction as it is written into predictions.jsonl."""
         return {
-            "box": list(self.box),
+            "box": list(self.corners),
             "label": self.label,
             "probability": round(self.probability, 6),
             "probabilities": {name: round(value, 6) for name, value in self.probabilities.items()},
@@ -77,18 +78,18 @@ def probabilities_of(model: ExpressionModel, images: Tensor, multi_label: bool, 
 
 
 def name_expressions(
-    probabilities: np.ndarray, card: ModelCard, boxes: Sequence[Box], min_margin: float = 0.1
+    probabilities: np.ndarray, card: ModelCard, places: Sequence[Corners], min_margin: float = 0.1
 ) -> list[FacePrediction]:
-    """Return what the probabilities [N, L] of N faces say, with the faces' boxes."""
+    """Return what the probabilities [N, L] of N faces say, with where they are."""
     predictions = []
-    for box, row, flat in zip(boxes, probabilities, near_uniform(probabilities, card, min_margin), strict=True):
+    for corners, row, flat in zip(places, probabilities, near_uniform(probabilities, card, min_margin), strict=True):
         values = dict(zip(card.classes, row.tolist(), strict=True))
         label = max(values, key=values.__getitem__)
         probability = values[label]
         if card.multi_label:
             seen = [name for name in sorted(values, key=values.__getitem__, reverse=True) if values[name] >= LEAST]
             label = ", ".join(seen) or NONE
-        predictions.append(FacePrediction(box, label, probability, values, bool(flat)))
+        predictions.append(FacePrediction(corners, label, probability, values, bool(flat)))
     return predictions
 
 

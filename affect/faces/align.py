@@ -2,7 +2,7 @@
 
     finder = build_face_finder("auto")                       affect.faces.finders
     for box in find_all_faces(image, finder): …              every face of a picture, the largest first
-    crop = straighten_face(image, box, tilt=box.tilt)        one of them, upright [224, 224, 3]
+    crop = straighten_face(image, box)                       one of them, upright [224, 224, 3]
     crop = straighten(image, finder)                         the largest one, upright; None where there is no face
 
 A face is turned by the line through its eyes; where those are not found it is cut out as it stands.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 import cv2
@@ -32,15 +32,7 @@ _TILES = 2  # a large picture is searched whole and in tiles of 1 / _TILES of it
 _LARGE = 900  # pixels of the shorter side
 
 
-@dataclass(frozen=True)
-class FoundBox(Box):
-    """A square that holds a face, and how the face was found."""
-
-    tilt: float = 0.0
-    """Degrees, against the clock on the screen, that the picture was turned by."""
-
-
-def find_all_faces(image: np.ndarray, finder: FaceFinder) -> list[FoundBox]:
+def find_all_faces(image: np.ndarray, finder: FaceFinder) -> list[Box]:
     """Return the faces in a picture uint8 RGB [H, W, 3], the largest first.
 
     As the finders see faces of an eighth of a picture's shorter side or more, pictures of 900 pixels and
@@ -53,8 +45,8 @@ def find_all_faces(image: np.ndarray, finder: FaceFinder) -> list[FoundBox]:
         for top, left in itertools.product(tops.tolist(), lefts.tolist()):
             tile = image[top : top + height // _TILES, left : left + width // _TILES]
             boxes = (box for box in finder.boxes(tile[None])[0] if finder.is_sure(tile, box))
-            found += [FoundBox(box.x + left, box.y + top, box.side, box.score) for box in boxes]
-    faces: list[FoundBox] = []
+            found += [replace(box, x=box.x + left, y=box.y + top) for box in boxes]
+    faces: list[Box] = []
     for box in sorted(found, key=lambda box: -box.side):
         if not any(_overlap(box, face) for face in faces):
             faces.append(box)
@@ -67,26 +59,26 @@ def straighten(image: np.ndarray, finder: FaceFinder, size: int = CROP_SIZE) -> 
     if not boxes:
         return None
     box = max(boxes, key=lambda box: box.side)
-    return straighten_face(image, box, size, box.tilt)
+    return straighten_face(image, box, size)
 
 
-def straighten_face(image: np.ndarray, box: Box, size: int = CROP_SIZE, tilt: float = 0.0) -> np.ndarray:
+def straighten_face(image: np.ndarray, box: Box, size: int = CROP_SIZE) -> np.ndarray:
     """Return the face in a box of a picture uint8 RGB [H, W, 3], its eyes level, as a square [size, size, 3].
 
-    tilt: degrees, against the clock on the screen, that turn the face about upright before its eyes are looked for.
+    The box's tilt turns the face about upright before its eyes are looked for.
     """
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    place = _placing(box, tilt, _EYE_SEARCH, (0.5, 0.5))
+    place = _placing(box, _EYE_SEARCH, (0.5, 0.5))
     eyes = _find_eyes(cv2.warpAffine(gray, place, (_EYE_SEARCH, _EYE_SEARCH), borderMode=cv2.BORDER_REPLICATE))
     if eyes is None:
-        return _cut(image, box, size, tilt, (0.5, 0.5))
+        return _cut(image, box, size, (0.5, 0.5))
     (left_x, left_y), (right_x, right_y) = eyes
-    tilt += math.degrees(math.atan2(right_y - left_y, right_x - left_x))
+    tilt = box.tilt + math.degrees(math.atan2(right_y - left_y, right_x - left_x))
     x, y = cv2.invertAffineTransform(place) @ ((left_x + right_x) / 2, (left_y + right_y) / 2, 1)
-    return _cut(image, replace(box, x=x, y=y), size, tilt, (_EYES[0], 0.5 + (_EYES[1] - 0.5) / MARGIN))
+    return _cut(image, replace(box, x=x, y=y, tilt=tilt), size, (_EYES[0], 0.5 + (_EYES[1] - 0.5) / MARGIN))
 
 
-def _search(image: np.ndarray, finder: FaceFinder) -> list[FoundBox]:
+def _search(image: np.ndarray, finder: FaceFinder) -> list[Box]:
     """Return the sure faces in a picture as it is, else in the picture turned."""
     height, width = image.shape[:2]
     shrink = min(1.0, _SMALL / max(height, width))
@@ -102,24 +94,24 @@ def _search(image: np.ndarray, finder: FaceFinder) -> list[FoundBox]:
             back = cv2.invertAffineTransform(turn)
             places = [back @ (box.x, box.y, 1) / shrink for box in sure]
             pairs = zip(places, sure, strict=True)
-            return [FoundBox(x, y, box.side / shrink, box.score, tilt) for (x, y), box in pairs]
+            return [Box(x, y, box.side / shrink, box.score, tilt) for (x, y), box in pairs]
     return []
 
 
-def _cut(image: np.ndarray, box: Box, size: int, tilt: float, at: tuple[float, float]) -> np.ndarray:
-    """Return a square [size, size, 3] around a box with its margin, turned by `tilt`, the box's centre `at`."""
+def _cut(image: np.ndarray, box: Box, size: int, at: tuple[float, float]) -> np.ndarray:
+    """Return a square [size, size, 3] around a box with its margin, turned by its tilt, the box's centre `at`."""
     box = replace(box, side=box.side * MARGIN)
     scale = size / box.side
     if scale < 0.5:  # a warp samples few of the pixels of a picture that it shrinks much
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        box = Box(box.x * scale, box.y * scale, size)
-    place = _placing(box, tilt, size, at)
+        box = replace(box, x=box.x * scale, y=box.y * scale, side=size)
+    place = _placing(box, size, at)
     return cv2.warpAffine(image, place, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _placing(box: Box, angle: float, size: int, at: tuple[float, float]) -> np.ndarray:
+def _placing(box: Box, size: int, at: tuple[float, float]) -> np.ndarray:
     """Return the map [2, 3] that turns a picture about a box's centre, scales its side to `size` and puts it `at`."""
-    place = cv2.getRotationMatrix2D((box.x, box.y), angle, size / box.side)
+    place = cv2.getRotationMatrix2D((box.x, box.y), box.tilt, size / box.side)
     place[:, 2] += (at[0] * size - box.x, at[1] * size - box.y)
     return place
 

@@ -45,6 +45,21 @@ class Box:
     side: float
     score: float = 0.0
     """How sure the detector is, 0..1, where it says so."""
+    tilt: float = 0.0
+    """Degrees, against the clock on the screen, that the picture was turned by to find it."""
+
+    def corners(self, image: np.ndarray, margin: float = 1.0) -> tuple[int, int, int, int]:
+        """Return the part of the square, its side times `margin`, that lies in an image [H, W, …].
+
+        Left, top, right and bottom in pixels, right and bottom the first ones outside; at least one pixel.
+        """
+        height, width = image.shape[:2]
+        half = margin * self.side / 2
+        left, top = (
+            min(max(0, round(middle - half)), size - 1) for middle, size in ((self.x, width), (self.y, height))
+        )
+        right, bottom = (round(middle + half) for middle in (self.x, self.y))
+        return left, top, min(max(left + 1, right), width), min(max(top + 1, bottom), height)
 
 
 @dataclass(frozen=True)

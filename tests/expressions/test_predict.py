@@ -11,7 +11,7 @@ from affect.expressions.network_file import ModelCard
 from affect.expressions.predict import name_expressions, near_uniform, predict, uniform_warning
 
 CLASSES = ("angry", "happy", "sad", "neutral")
-BOX = (1, 2, 30, 40)
+PLACE = (1, 2, 30, 40)
 
 
 def card(multi_label=False, classes=CLASSES):
@@ -66,8 +66,8 @@ def test_a_network_that_gives_nan_is_refused():
 
 
 def test_the_likeliest_class_names_a_face():
-    (face,) = name_expressions(np.array([[0.1, 0.6, 0.2, 0.1]]), card(), [BOX])
-    assert (face.box, face.label, face.probability, face.near_uniform) == (BOX, "happy", 0.6, False)
+    (face,) = name_expressions(np.array([[0.1, 0.6, 0.2, 0.1]]), card(), [PLACE])
+    assert (face.corners, face.label, face.probability, face.near_uniform) == (PLACE, "happy", 0.6, False)
     assert face.as_json() == {
         "box": [1, 2, 30, 40],
         "label": "happy",
@@ -79,7 +79,7 @@ def test_the_likeliest_class_names_a_face():
 
 def test_all_independent_classes_that_are_seen_name_a_face_the_likeliest_first():
     rows = np.array([[0.6, 0.9, 0.2, 0.1], [0.1, 0.3, 0.2, 0.0]])
-    first, second = name_expressions(rows, card(multi_label=True), [BOX, BOX])
+    first, second = name_expressions(rows, card(multi_label=True), [PLACE, PLACE])
     assert (first.label, first.probability) == ("happy, angry", 0.9)
     assert (second.label, second.probability) == ("none", 0.3)
 

@@ -56,7 +56,7 @@ def test_turned_face_comes_out_upright_again(shared, finder, degrees):
 def test_a_face_of_many_is_cut_out_as_the_main_one_is(shared, finder, degrees):
     picture = turned(photo(shared, "single_face.jpg"), degrees)
     box = find_all_faces(picture, finder)[0]
-    assert (straighten_face(picture, box, tilt=box.tilt) == straighten(picture, finder)).all()
+    assert (straighten_face(picture, box) == straighten(picture, finder)).all()
 
 
 def test_misfit_would_see_a_face_that_is_not_turned_back(shared, finder):
