@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 SYSTEM = (
     "You describe faces as an anatomist would. Say in one or two sentences which facial muscles move, how "
@@ -27,13 +27,18 @@ def exchange(prompt: str, answer: str, system: str = "") -> str:
     return "\n".join(f"{role}\n{text}" for role, text in [*turns, ("user", prompt), ("assistant", answer)])
 
 
-def question_ids(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> list[list[int]]:
-    """Return the token ids of each question up to where its answer starts, in the model's chat form if it has one."""
+def question_ids(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], bare: bool = False
+) -> list[list[int]]:
+    """Return the token ids of each question up to where its answer starts, in the model's chat form if it has one.
+
+    bare: a model without a chat form gets the user turn as it is, without the name of a speaker.
+    """
     if not questions:
         return []
     templated = tokenizer.chat_template is not None
     texts = [
-        _chat_form(tokenizer, system, prompt) if templated else exchange(prompt, "", system)
+        _chat_form(tokenizer, system, prompt) if templated else prompt if bare else exchange(prompt, "", system)
         for system, prompt in questions
     ]
     # a template writes its own special tokens
@@ -49,10 +54,3 @@ def _chat_form(tokenizer: PreTrainedTokenizerBase, system: str, prompt: str) -> 
         return tokenizer.apply_chat_template([{"role": "system", "content": system}, user], **settings)
     except TemplateError:  # some templates know no system turn
         return tokenizer.apply_chat_template([{"role": "user", "content": f"{system}\n{prompt}"}], **settings)
-
-
-def stop_tokens(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None) -> list[int]:
-    """Return the ids that end an answer, those of the tokenizer and of the model's own settings, sorted."""
-    own = generation.eos_token_id if generation else None
-    stops = own if isinstance(own, list) else [own]
-    return sorted({stop for stop in (*stops, tokenizer.eos_token_id) if stop is not None})

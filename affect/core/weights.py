@@ -65,3 +65,15 @@ def weights_hash(path: str | Path) -> str:
                 handle.seek(max(1 << 20, size - (1 << 20)))
                 digest.update(handle.read())
     return digest.hexdigest()[:16]
+
+
+def source_hash(source: str) -> str:
+    """Return the weights hash of a local folder, or of the cached copy of a hub id; '' where neither is there."""
+    if Path(source).exists():
+        return weights_hash(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return weights_hash(snapshot_download(source, local_files_only=True))
+    except (OSError, ValueError):
+        return ""

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from affect.core.weights import resolve_weights
+from affect.core.causal_lm import answers, load_causal_lm, load_tokenizer
+from affect.core.conversation import question_ids
 from affect.evaluate.answers import clean_model_answer
 from affect.evaluate.errors import NothingToScoreError
 
@@ -67,31 +66,16 @@ def batches(items: Sequence[Item], batch_size: int) -> list[Sequence[Item]]:
 class LabelModel:
     """A language model that names the emotions in texts.
 
-    `model` is a folder, a hub id or a name that `affect.core.weights` knows. Raises ValueError when it cannot
-    be loaded.
+    `model` is a folder, a hub id or a name that `affect.core.weights` knows. Raises FileNotFoundError where
+    the folder is missing, ValueError when it cannot be loaded.
     """
 
     def __init__(self, model: str | Path, device: str = "cpu", batch_size: int = 8, max_new_tokens: int = 512) -> None:
         self.name, self.batch_size = f"language model {model}", batch_size
-        folder = resolve_weights(str(model))
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        try:
-            # transformers 5 forgets padding_side unless the constructor gets it
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-            network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"{self.name} cannot be loaded ({reason}); expected a folder as save_pretrained writes it, or a hub id "
-                "that this machine can fetch"
-            ) from None
-        if self._tokenizer.pad_token is None:  # padding is masked, so any token will do
-            self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.convert_ids_to_tokens(0)
-        own = network.generation_config.eos_token_id
-        stops = {*(own if isinstance(own, list) else [own]), self._tokenizer.eos_token_id} - {None}
-        network.generation_config = GenerationConfig(
-            max_new_tokens=max_new_tokens, eos_token_id=sorted(stops) or None, pad_token_id=self._tokenizer.pad_token_id
-        )
+        self._tokenizer = load_tokenizer(model, "label model")
+        network = load_causal_lm(model, dtype, self._tokenizer, role="label model")
+        network.generation_config.max_new_tokens = max_new_tokens
         self._network = network.to(device).eval()
 
     def labels(self, texts: Sequence[str]) -> Iterator[str]:
@@ -105,23 +89,7 @@ class LabelModel:
 
     def _ask(self, prompts: Sequence[str]) -> Iterator[str]:
         for batch in batches(prompts, self.batch_size) if prompts else []:
-            yield from map(clean_model_answer, self._answer(batch))
-
-    @torch.inference_mode()
-    def _answer(self, prompts: Sequence[str]) -> list[str]:
-        """Return what the model says to each prompt, all in one batch."""
-        templated = self._tokenizer.chat_template is not None
-        texts = [self._turn(prompt) for prompt in prompts] if templated else list(prompts)
-        # a template writes its own special tokens
-        inputs = self._tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not templated)
-        ids, mask = (inputs[key].to(self._network.device) for key in ("input_ids", "attention_mask"))
-        made = self._network.generate(input_ids=ids, attention_mask=mask)[:, ids.shape[1] :]
-        answers = self._tokenizer.batch_decode(made, skip_special_tokens=True)
-        # without turns a model goes on with inputs of its own
-        return answers if templated else [answer.partition("Input:")[0] for answer in answers]
-
-    def _turn(self, prompt: str) -> str:
-        """Return a prompt in the model's own chat form, up to where its answer starts."""
-        return self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+            asked = question_ids(self._tokenizer, [("", prompt) for prompt in batch], bare=True)
+            for said in answers(self._network, self._tokenizer, asked, len(batch)):
+                # without turns a model goes on with inputs of its own
+                yield clean_model_answer(said if self._tokenizer.chat_template else said.partition("Input:")[0])

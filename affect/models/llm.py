@@ -5,40 +5,36 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021 (arXiv:210
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 from transformers.utils import is_bitsandbytes_available
 
+from affect.core import causal_lm
 from affect.core.schema import SPECIAL_TOKENS
-from affect.core.weights import resolve_weights
 from affect.data.collate import IGNORED
 from affect.data.config import ModelConfig
 
+_ROLE = "model.llama_model"
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a language model with the placeholder tokens added and a pad token set.
 
-    Raises ValueError when the folder or hub id cannot be read.
+    Raises FileNotFoundError or ValueError when the folder or hub id cannot be read.
     """
-    path = resolve_weights(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    except (OSError, ValueError) as error:
-        raise _not_found(name, path, error) from None
+    tokenizer = causal_lm.load_tokenizer(name, _ROLE)
     tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
     vocabulary = tokenizer.get_vocab()
     # instruction-tuned Qwen models end a turn with a token of their own
     if "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary:
         tokenizer.bos_token, tokenizer.eos_token = "<|im_start|>", "<|im_end|>"
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"tokenizer of {path}: expected an end-of-text token, found none")
+        raise ValueError(f"tokenizer of {name}: expected an end-of-text token, found none")
     tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -49,25 +45,15 @@ def load_llm(
     """Return the frozen language model with a trainable LoRA adapter on its linear layers.
 
     gradient_checkpointing: activations are computed anew in the backward pass instead of being kept.
-    Raises ValueError when the folder or hub id cannot be read, has no such layers, or is to be held in
-    4 bits (Dettmers et al., "QLoRA", 2023, arXiv:2305.14314) where that cannot be.
+    Raises FileNotFoundError or ValueError when the folder or hub id cannot be read, has no such layers, or is to be
+    held in 4 bits (Dettmers et al., "QLoRA", 2023, arXiv:2305.14314) where that cannot be.
     """
-    path = resolve_weights(config.llama_model)
     options = _in_4bit() if config.load_in_4bit else {}
-    try:
-        base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
-    except (OSError, ValueError) as error:
-        raise _not_found(config.llama_model, path, error) from None
+    base = causal_lm.load_causal_lm(config.llama_model, dtype, role=_ROLE, **options)
     if config.load_in_4bit:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)  # norms in float32
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)  # the libraries' own affair
-            model = get_peft_model(base, lora_config(config))
-            if gradient_checkpointing:
-                base.gradient_checkpointing_enable({"use_reentrant": False})
-    except ValueError as error:
-        raise ValueError(f"{path}: expected linear layers named {', '.join(LORA_TARGETS)} ({error})") from None
+    layers = f"expected linear layers named {', '.join(LORA_TARGETS)}"
+    model = causal_lm.add_lora(base, lora_config(config), gradient_checkpointing, layers)
     if config.frozen_llm:
         model.requires_grad_(False)
     return model
@@ -121,11 +107,3 @@ def _in_4bit() -> dict[str, Any]:
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
     return {"quantization_config": quantization, "device_map": {"": torch.cuda.current_device()}}
-
-
-def _not_found(name: str, path: str, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0]
-    return ValueError(
-        f"language model {name!r}: expected a Hugging Face folder or hub id at {path} ({reason}); "
-        "set model.llama_model, or AFFECT_WEIGHTS to a YAML file that says where it is"
-    )

@@ -20,7 +20,6 @@ import logging
 import math
 import os
 import shutil
-import warnings
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -31,17 +30,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     EvalPrediction,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -50,15 +45,15 @@ from transformers import (
     set_seed,
 )
 
-from affect.core.conversation import stop_tokens
+from affect.core.causal_lm import add_lora, load_causal_lm, load_tokenizer, stop_tokens
 from affect.core.files import atomic_write
-from affect.core.weights import resolve_weights
 from affect.engine.stop import StopRequest
 from affect.tasks.au_agent_config import AgentConfig, load_agent_config
 from affect.tasks.au_agent_records import NO_LOSS, AnswerCollator, Record, make_examples, read_sets, unigram_loss
 
 logger = logging.getLogger(__name__)
 
+_ROLE = "model_name_or_path"
 HELD_OUT = "eval_token_loss"
 """What the library calls the mean loss of held-out answers' tokens."""
 _PASSING_KEYS = {
@@ -91,8 +86,10 @@ def train_au_agent(cfg_path: str | Path, options: Sequence[str] = ()) -> Path | 
     if (folder / "results.json").exists():
         logger.info("%s: this run is finished; for a new one use another output_dir, or remove the folder", folder)
         return folder
-    tokenizer, base = _load(config, arguments)
-    stops = stop_tokens(tokenizer, base.generation_config)
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
+    tokenizer = load_tokenizer(config.model_name_or_path, _ROLE)
+    base = load_causal_lm(config.model_name_or_path, dtype, tokenizer, role=_ROLE)
+    stops = stop_tokens(base.generation_config)
     if not stops:
         raise ValueError(f"{config.model_name_or_path}: expected an end-of-text token, found none; use another model")
     stop = stops[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
@@ -257,22 +254,6 @@ def _is_json(path: Path) -> bool:
         return False
 
 
-def _load(config: AgentConfig, arguments: TrainingArguments) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Return tokenizer and frozen base; raises ValueError where they cannot be loaded."""
-    name = config.model_name_or_path
-    source = resolve_weights(name)
-    dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
-    if (Path(source).is_absolute() or source.startswith(".")) and not Path(source).is_dir():
-        raise ValueError(f"model_name_or_path: the folder {source} does not exist; correct it")
-    try:
-        return AutoTokenizer.from_pretrained(source), AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"model_name_or_path: {name} cannot be loaded ({str(error).strip().splitlines()[0]}); expected a folder as "
-            "save_pretrained writes it, or a hub id that this machine can fetch"
-        ) from error
-
-
 def _with_lora(base: PreTrainedModel, config: AgentConfig) -> PeftModel:
     """Return the base with a new adapter, whose weights are float32 whatever the base's are."""
     lora = LoraConfig(
@@ -283,22 +264,11 @@ def _with_lora(base: PreTrainedModel, config: AgentConfig) -> PeftModel:
         modules_to_save=config.additional_target or None,
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)  # the libraries' own affair
-        if config.gradient_checkpointing:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
-        model = _adapted(base, lora, config.model_name_or_path)
+    model = add_lora(base, lora, config.gradient_checkpointing, "lora_target, additional_target")
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
     return model
-
-
-def _adapted(base: PreTrainedModel, lora: LoraConfig, name: str) -> PeftModel:
-    try:
-        return get_peft_model(base, lora)
-    except ValueError as error:
-        raise ValueError(f"lora_target, additional_target: {name} has no such layers ({error})") from None
 
 
 class _Stopper(TrainerCallback):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from affect.core.causal_lm import pad_left
 from affect.core.conversation import SYSTEM, question_ids
 from affect.tasks.au_agent_config import AgentConfig
 
@@ -223,12 +224,10 @@ class AnswerCollator:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor | int]:
         """Return ids, mask, positions [B, L] and labels [B, K], K being one more than the longest answer's tokens."""
-        rows = [example["input_ids"] for example in examples]
-        width = max(map(len, rows))
+        ids, mask = pad_left([example["input_ids"] for example in examples])
+        width = ids.shape[1]
         tail = 1 + max(len(example["input_ids"]) - example["answer_start"] for example in examples)
         kept = min(tail, width) if "logits_to_keep" in self.accepted else width
-        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])  # masked, so any token will do
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         answered = [example["input_ids"][example["answer_start"] :] for example in examples]
         labels = torch.tensor([[NO_LOSS] * (kept - len(answer)) + answer for answer in answered])
         optional = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0), "logits_to_keep": kept}

@@ -11,8 +11,9 @@ import torch
 import transformers
 from transformers import AutoFeatureExtractor, PreTrainedModel, Wav2Vec2FeatureExtractor
 
+from affect.core.weights import source_hash
 from extractors.encoders.batches import chunks, encode_batches, feature_width, split_rows
-from extractors.encoders.loading import WeightsError, load_model, load_pretrained, precision, source_hash
+from extractors.encoders.loading import WeightsError, load_model, load_pretrained, precision
 from extractors.encoders.prepare import as_it_is, level_together
 from extractors.media.audio import SAMPLE_RATE
 

@@ -10,8 +10,9 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from affect.core.weights import source_hash
 from extractors.encoders.batches import chunks, encode_batches, feature_width, split_rows
-from extractors.encoders.loading import WeightsError, load_model, load_pretrained, precision, source_hash
+from extractors.encoders.loading import WeightsError, load_model, load_pretrained, precision
 from extractors.encoders.prepare import as_it_is
 
 _TEXTS_AT_ONCE = 256

@@ -10,8 +10,9 @@ import torch
 import transformers
 from transformers import AutoImageProcessor, PreTrainedModel
 
+from affect.core.weights import source_hash
 from extractors.encoders.batches import chunks, encode_batches, feature_width, split_rows
-from extractors.encoders.loading import load_model, load_pretrained, precision, source_hash, try_out
+from extractors.encoders.loading import load_model, load_pretrained, precision, try_out
 from extractors.encoders.picture_input import PictureInput
 from extractors.encoders.pictures import PictureShape
 

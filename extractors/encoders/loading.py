@@ -7,12 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 import transformers
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
-
-from affect.core.weights import weights_hash
 
 # what the libraries raise on folders and models that are not what they expect
 _LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError)
@@ -134,13 +131,3 @@ def _no_loading_report() -> Iterator[None]:
         yield
     finally:
         transformers.logging.set_verbosity(before)
-
-
-def source_hash(source: str) -> str:
-    """Return the weights hash of a local folder, or of the cached copy of a hub id; '' where neither is there."""
-    if Path(source).exists():
-        return weights_hash(source)
-    try:
-        return weights_hash(huggingface_hub.snapshot_download(source, local_files_only=True))
-    except (OSError, ValueError):
-        return ""

@@ -8,7 +8,8 @@ from typing import Any
 import open_clip
 import torch
 
-from extractors.encoders.loading import WeightsError, load_pretrained, precision, source_hash
+from affect.core.weights import source_hash
+from extractors.encoders.loading import WeightsError, load_pretrained, precision
 
 
 def load_open_clip(name: str, source: str, device: str) -> tuple[torch.nn.Module, str, str]:

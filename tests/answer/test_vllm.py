@@ -1,61 +1,30 @@
 """Answers by vLLM, for which a module of the same interface stands in: what it is given and what comes of it."""
 
+import shutil
 import sys
-from types import ModuleType, SimpleNamespace
-from typing import ClassVar
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
+from affect.answer.answerer import load_model
+from affect.answer.vllm import merged_folder
 from affect.cli import answer as inference
 from affect.data.config import ConfigError
+from affect.engine.checkpoint import list_checkpoints
 from toy_answers import answers_file, records, train_tiny
+from toy_vllm import stand_in
 
 VLLM = ["--options", "inference.backend=vllm", "inference.base_root={}/by_vllm"]
 
 
-class SamplingParams(SimpleNamespace):
-    pass
-
-
-class LLM:
-    """Decodes greedily, one prompt after the other, from the folder that it is given."""
-
-    started: ClassVar[list] = []
-
-    def __init__(self, model: str, enable_prompt_embeds: bool, max_model_len: int) -> None:
-        assert enable_prompt_embeds
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.longest = max_model_len
-        LLM.started.append(self)
-
-    def generate(self, prompts, sampling, use_tqdm):
-        assert not use_tqdm
-        assert sampling.temperature == 0
-        for prompt in prompts:
-            embeddings = prompt["prompt_embeds"]
-            assert len(embeddings) + sampling.max_tokens <= self.longest
-            made = self.model.generate(
-                inputs_embeds=embeddings[None],
-                attention_mask=torch.ones(1, len(embeddings), dtype=torch.long),
-                max_new_tokens=sampling.max_tokens,
-                do_sample=False,
-                eos_token_id=sampling.stop_token_ids,
-                pad_token_id=0,
-            )
-            text = self.tokenizer.decode(made[0], skip_special_tokens=True)
-            yield SimpleNamespace(outputs=[SimpleNamespace(text=text)])
-
-
 @pytest.fixture
 def vllm(monkeypatch):
-    module = ModuleType("vllm")
-    module.LLM, module.SamplingParams = LLM, SamplingParams
-    monkeypatch.setitem(sys.modules, "vllm", module)
-    monkeypatch.setattr(LLM, "started", [])
-    return module
+    """The stand-in for the module; what it is given."""
+    modules, given = stand_in()
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return given
 
 
 def test_its_answers_are_those_of_transformers(tiny_world, tmp_path, vllm):
@@ -68,15 +37,35 @@ def test_its_answers_are_those_of_transformers(tiny_world, tmp_path, vllm):
     (made,) = (tmp_path / "by_vllm-toy/run").glob("*.jsonl")
     assert {record["name"]: record["answer"] for record in records(made)} == expected
     assert any(expected.values())
-    assert len(LLM.started) == 1
+    assert len(vllm.engines) == 1
+    assert vllm.engines[0]["enable_prompt_embeds"] and not vllm.engines[0]["trust_remote_code"]
+    assert all(sampling.temperature == 0 for _, sampling, _ in vllm.calls)
     assert len(list((tmp_path / "run").glob("merged-*"))) == 1
+
+
+def test_merged_weights_are_those_of_one_base(tiny_world, tmp_path, tiny_llm):
+    """The same checkpoint on a language model of other weights is merged anew, into another folder."""
+    checkpoint = list_checkpoints(train_tiny(tiny_world, tmp_path).parent / "run")[-1]
+    other = tmp_path / "other"
+    shutil.copytree(tiny_llm, other)
+    network = AutoModelForCausalLM.from_pretrained(tiny_llm)
+    network.lm_head.weight.data += 1.0
+    network.save_pretrained(other)
+    folders = []
+    for base in (tiny_llm, other, tiny_llm):
+        tiny_world.model.llama_model = str(base)
+        tiny_world.inference.backend = "vllm"  # the adapter is not merged before
+        folders.append(merged_folder(load_model(tiny_world, checkpoint), checkpoint))
+    assert folders[0] == folders[2] != folders[1]
+    heads = [AutoModelForCausalLM.from_pretrained(folder).lm_head.weight for folder in folders[:2]]
+    torch.testing.assert_close(heads[1] - heads[0], torch.ones_like(heads[0]))
 
 
 def test_it_is_not_started_where_all_is_answered(tiny_world, tmp_path, vllm):
     file = train_tiny(tiny_world, tmp_path)
     for _ in range(2):
         inference.main(["--cfg-path", str(file), *[text.format(tmp_path) for text in VLLM]])
-    assert len(LLM.started) == 1
+    assert len(vllm.engines) == 1
 
 
 def test_what_it_cannot_do_is_one_sentence(tiny_world, tmp_path, monkeypatch):

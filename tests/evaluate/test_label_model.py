@@ -60,6 +60,7 @@ def test_braces_in_a_text_stay_as_they_are():
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(
-        ValueError, match=r"nowhere cannot be loaded .*; expected a folder as save_pretrained writes it"
+        FileNotFoundError,
+        match=r"label model: the folder .*nowhere does not exist; expected weights",
     ):
         LabelModel(tmp_path / "nowhere")

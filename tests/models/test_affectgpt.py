@@ -133,7 +133,7 @@ def test_a_picture_becomes_tokens_of_the_prompt(tiny_world):
 
 def test_a_language_model_that_is_not_there_is_named(tiny_world):
     tiny_world.model.llama_model = "/no/such/folder"
-    with pytest.raises(ValueError, match=r"language model '/no/such/folder'.*AFFECT_WEIGHTS"):
+    with pytest.raises(FileNotFoundError, match=r"model\.llama_model: .* /no/such/folder .*AFFECT_WEIGHTS"):
         build_affectgpt(tiny_world.model, [FULL])
 
 

@@ -159,11 +159,11 @@ def test_name_of_weights_is_looked_up(chat_llm, monkeypatch):
 
 
 def test_missing_folders_are_named(chat_llm, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"the model folder .*gone does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"AU agent: the folder .*gone does not exist"):
         AuAgent(tmp_path / "gone")
-    with pytest.raises(FileNotFoundError, match=r"the adapter folder .*gone does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"AU agent, adapter: the folder .*gone does not exist"):
         AuAgent(chat_llm, tmp_path / "gone")
-    with pytest.raises(FileNotFoundError, match="the model folder gone/away/too"):
+    with pytest.raises(FileNotFoundError, match="AU agent: the folder gone/away/too"):
         AuAgent("./gone/away/too")
 
 

@@ -1,57 +1,30 @@
 """Which backend writes: vLLM behind the same call, with a stand-in for the module."""
 
 import sys
-from types import ModuleType, SimpleNamespace
 
 import pytest
-import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from extractors.au.agent import build_agent
 from toy_agent import CLIPS, DISTINCT, FRAMES
+from toy_vllm import stand_in
 
 
 @pytest.fixture
 def vllm(monkeypatch):
-    """A stand-in for the module that answers with the same weights through transformers; it keeps what it was given."""
-    given = SimpleNamespace(engine=None, calls=[])
-
-    class LLM:
-        def __init__(self, model, **engine):
-            given.engine = engine
-            self.tokenizer = AutoTokenizer.from_pretrained(model)
-            self.model = AutoModelForCausalLM.from_pretrained(model)
-
-        def get_default_sampling_params(self):
-            return SimpleNamespace(temperature=0.7, max_tokens=16)
-
-        def generate(self, prompts, sampling_params, *, use_tqdm, lora_request):
-            given.calls.append((prompts, sampling_params, lora_request))
-            return [SimpleNamespace(outputs=[SimpleNamespace(text=self.answer(p, sampling_params))]) for p in prompts]
-
-        def answer(self, prompt, sampling):
-            ids = torch.tensor([prompt["prompt_token_ids"]])
-            made = self.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=sampling.max_tokens
-            )
-            return self.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
-
-    module, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
-    module.LLM, module.SamplingParams = LLM, SimpleNamespace
-    request.LoRARequest = lambda name, number, path: (name, number, path)
-    for part in (module, lora, request):
-        monkeypatch.setitem(sys.modules, part.__name__, part)
-    monkeypatch.delitem(sys.modules, "extractors.au.agent_vllm", raising=False)
-    yield given
-    sys.modules.pop("extractors.au.agent_vllm", None)  # it has the stand-in inside
+    """The stand-in for the module; what it is given."""
+    modules, given = stand_in()
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return given
 
 
 def test_backends_ask_and_answer_alike(chat_llm, vllm):
     agent = build_agent(chat_llm, device="cuda", backend="vllm", max_new_tokens=10)
     assert agent.describe_clips(CLIPS) == build_agent(chat_llm, max_new_tokens=10).describe_clips(CLIPS)
     ((prompts, sampling, lora),) = vllm.calls
-    assert len(prompts) == DISTINCT and lora is None and vllm.engine == {}
+    assert len(prompts) == DISTINCT and lora is None and vllm.engines == [{"trust_remote_code": False}]
     assert (sampling.temperature, sampling.max_tokens) == (0.0, 10)
 
 
@@ -60,8 +33,9 @@ def test_adapter_reaches_vllm_with_room_for_its_rank(chat_llm, vllm, tmp_path):
     get_peft_model(AutoModelForCausalLM.from_pretrained(chat_llm), config).save_pretrained(tmp_path)
     agent = build_agent(chat_llm, tmp_path, "cuda:0", "vllm", gpu_memory_utilization=0.5, max_new_tokens=2)
     agent.describe(FRAMES)
-    assert vllm.engine == {"enable_lora": True, "max_lora_rank": 32, "gpu_memory_utilization": 0.5}
-    assert vllm.calls[0][2] == ("au_agent", 1, str(tmp_path))
+    given = {"enable_lora": True, "max_lora_rank": 32, "gpu_memory_utilization": 0.5}
+    assert vllm.engines == [given | {"trust_remote_code": False}]
+    assert vllm.calls[0][2] == ("adapter", 1, str(tmp_path))
     assert str(tmp_path) in agent.made_by
 
 
@@ -75,15 +49,14 @@ def test_vllm_is_refused_what_it_cannot_do(chat_llm, vllm, tmp_path):
     for device in ("cpu", "cuda:1"):
         with pytest.raises(ValueError, match=f"device is '{device}', but vllm takes the first GPU"):
             build_agent(chat_llm, device=device, backend="vllm")
-    with pytest.raises(FileNotFoundError, match=r"the model folder .*gone does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"AU agent: the folder .*gone does not exist"):
         build_agent(tmp_path / "gone", device="cuda", backend="vllm")
-    with pytest.raises(ValueError, match=r"with adapter .* cannot be loaded"):
+    with pytest.raises(ValueError, match=r"AU agent, adapter: .* cannot be loaded"):
         build_agent(chat_llm, tmp_path, "cuda", "vllm")
 
 
 def test_absence_of_vllm_is_said_in_one_sentence(chat_llm, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    monkeypatch.delitem(sys.modules, "extractors.au.agent_vllm", raising=False)
     with pytest.raises(
         ImportError, match=r"^AU agent: backend vllm needs .* install affect\[vllm\], or use backend hf$"
     ):
