@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from affect.core.failures import Failure
-from affect.data.sampling import Draw
 from affect.engine.stop import ignore_sigterm
-from affect.expressions.image_files import ImageError
-from affect.expressions.image_set import ImageSet, NoFaceError, collate
+from affect.expressions.image_set import ImageSet, Readable, collate_readable, tracked
 from affect.expressions.predict import probabilities_of
-from affect.expressions.samples import ImageBatch, Sample
 
 
 @dataclass(frozen=True)
@@ -60,27 +56,22 @@ def evaluate(
         pin_memory=device.type == "cuda",
         worker_init_fn=ignore_sigterm,
     )
-    console = Console(stderr=True)
     model.eval()
-    names, labels, targets, probabilities, failures = [], [], [], [], []
-    for batch, failed in track(loader, "evaluating", transient=True, console=console, disable=not console.is_terminal):
+    empty = np.zeros((0, len(image_set.classes)), np.float32)
+    parts = [Evaluation([], np.zeros(0, np.int64), empty, empty, math.nan, failures := [])]
+    for batch, failed in tracked(loader, "evaluating"):
         failures += failed
         if batch is not None:
-            names += batch.names
-            labels.append(batch.labels.numpy())
-            targets.append(batch.targets.numpy())
             images = batch.images.to(device, non_blocking=True)
-            probabilities.append(probabilities_of(model, images, multi_label, flip).cpu().numpy())
-    empty = np.zeros((0, len(image_set.classes)), np.float32)
-    true, found = np.concatenate([empty, *targets]), np.concatenate([empty, *probabilities])
-    loss = mean_loss(true, found, multi_label)
-    return Evaluation(names, np.concatenate([np.zeros(0, np.int64), *labels]), true, found, loss, failures)
+            found = probabilities_of(model, images, multi_label, flip).cpu().numpy()
+            parts.append(Evaluation(batch.names, batch.labels.numpy(), batch.targets.numpy(), found, math.nan, []))
+    return joined(parts, multi_label)
 
 
 def mean_loss(targets: np.ndarray, probabilities: np.ndarray, multi_label: bool) -> float:
     """Return the mean cross-entropy of probabilities [N, L] against targets [N, L] in nats; NaN without images."""
     if not len(targets):
-        return float("nan")
+        return math.nan
     tiny = np.finfo(np.float32).tiny
     found, true = probabilities.astype(np.float64), targets.astype(np.float64)
     losses = -true * np.log(np.maximum(found, tiny))
@@ -99,28 +90,3 @@ def joined(parts: Sequence[Evaluation], multi_label: bool = False) -> Evaluation
     failures = [failure for part in parts for failure in part.failures]
     loss = mean_loss(targets, probabilities, multi_label)
     return Evaluation(names, labels, targets, probabilities, loss, failures)
-
-
-class Readable(Dataset):
-    """The images of a set, a Failure in place of one that cannot be read: a worker that raised would end it all."""
-
-    def __init__(self, image_set: ImageSet) -> None:
-        """Stand before a set."""
-        self.image_set = image_set
-
-    def __len__(self) -> int:
-        return len(self.image_set)
-
-    def __getitem__(self, visit: Draw | int) -> Sample | Failure:
-        """Return what the set has, or why it cannot be read."""
-        try:
-            return self.image_set[visit]
-        except (ImageError, OSError) as error:
-            name = self.image_set.names[visit.index if isinstance(visit, Draw) else visit]
-            return Failure(name, "align" if isinstance(error, NoFaceError) else "decode", str(error))
-
-
-def collate_readable(items: Sequence[Sample | Failure]) -> tuple[ImageBatch | None, list[Failure]]:
-    """Return the batch of what could be read, None when nothing could, and the failures."""
-    samples = [item for item in items if isinstance(item, Sample)]
-    return collate(samples) if samples else None, [item for item in items if isinstance(item, Failure)]

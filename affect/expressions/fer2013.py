@@ -16,15 +16,15 @@ from rich.console import Console
 from affect.core.failures import Failure
 from affect.expressions.config import ImagesConfig
 from affect.expressions.presets import PRESETS, ClassNames
-from affect.expressions.records import POOL, SPLITS, Records
+from affect.expressions.records import POOL, SPLITS, Records, one_hot
 from affect.expressions.votes import EXPRESSIONS, majority, multi_label, read_votes, soft
 
 logger = logging.getLogger(__name__)
 
 SIDE = 48
-PARTS = {"training": "train", "publictest": "val", "privatetest": "test"}
+PARTS = {"training": "train", "publictest": "val", "privatetest": "test", "": POOL}
 """Usage -> part."""
-_NUMBERS = PRESETS["FER2013"].numbers
+_EMOTIONS = PRESETS["FER2013"].classes
 _PIXELS = {str(value): value for value in range(256)}
 _TARGETS = {"majority": majority, "soft": soft, "multi_label": multi_label}
 
@@ -35,7 +35,7 @@ class _Table:
 
     rows: list[int] = field(default_factory=list)
     """Counted from 0, as FER+ does."""
-    emotions: list[str] = field(default_factory=list)
+    emotions: list[int] = field(default_factory=list)
     usages: list[str] = field(default_factory=list)
     """Empty strings where the file has no such column."""
     pixels: bytearray = field(default_factory=bytearray)
@@ -59,7 +59,10 @@ def read_fer2013(
     classes = ClassNames(wanted or PRESETS[data_type].classes)
     table = _read_table(path)
     _refuse_mostly_bad(path, table)
-    targets, strength = _vote_targets(path, table, config, classes) if config.votes_csv else _targets(table, classes)
+    if config.votes_csv:
+        targets, strength = _vote_targets(path, table, config, classes)
+    else:  # as strong as they are true
+        targets = strength = _of_classes(one_hot(np.array(table.emotions), len(_EMOTIONS)), _EMOTIONS, classes)
     usable = targets.sum(axis=1) > 0
     if not usable.all():
         logger.warning(
@@ -67,30 +70,26 @@ def read_fer2013(
             *(path, int((~usable).sum()), len(usable), ", ".join(classes.names)),
         )
     pixels = np.frombuffer(table.pixels, np.uint8).reshape(-1, SIDE, SIDE)
-    parts = np.array([_part(usage) for usage in table.usages])
+    parts = np.array([PARTS[usage.casefold()] for usage in table.usages])
     found = {}
     for part in sorted(set(parts)):
         chosen = np.flatnonzero((parts == part) & usable)
         names = [f"row {table.rows[i]}" for i in chosen]
         found[part] = Records(names, strength[chosen].argmax(axis=1), targets[chosen], pixels[chosen])
     for usage, failure in table.failures:
-        part = _part(usage) if _part(usage) in found else next(part for part in (*SPLITS, POOL) if part in found)
+        part = next(part for part in (PARTS[usage.casefold()], *SPLITS, POOL) if part in found)
         found[part] = replace(found[part], failures=(*found[part].failures, failure))
     return classes.names, found
-
-
-def _part(usage: str) -> str:
-    return PARTS[usage.casefold()] if usage else POOL
 
 
 def _read_table(path: Path) -> _Table:
     console = Console(stderr=True)
     table = _Table()
+    shown = {"description": f"reading {path.name}", "console": console, "transient": True}
     try:
         with progress.open(
-            path, "r", encoding="utf-8-sig", newline="", description=f"reading {path.name}",
-            console=console, transient=True, disable=not console.is_terminal,
-        ) as file:  # fmt: skip
+            path, "r", encoding="utf-8-sig", newline="", disable=not console.is_terminal, **shown
+        ) as file:
             lines = csv.reader(file)
             columns = [name.strip().casefold() for name in next(lines, [])]
             if missing := [name for name in ("emotion", "pixels") if name not in columns]:
@@ -109,10 +108,10 @@ def _add_row(table: _Table, row: int, cells: dict[str, str], line: int) -> None:
     """Add a row to the table, or what is wrong with it to the failures."""
     usage, emotion = cells.get("usage", "").strip(), cells.get("emotion", "").strip()
     stage, reason = "label", ""
-    if "usage" in cells and usage.casefold() not in PARTS:
+    if "usage" in cells and (not usage or usage.casefold() not in PARTS):
         usage, reason = "", f"expected the Usage Training, PublicTest or PrivateTest, found {usage[:40]!r}"
-    elif not emotion.isdecimal() or int(emotion) not in _NUMBERS:
-        reason = f"expected an emotion from 0 to {max(_NUMBERS)}, found {emotion[:40]!r}"
+    elif not emotion.isdecimal() or int(emotion) >= len(_EMOTIONS):
+        reason = f"expected an emotion from 0 to {len(_EMOTIONS) - 1}, found {emotion[:40]!r}"
     else:
         try:
             table.pixels += _parse_pixels(cells.get("pixels", ""))
@@ -122,7 +121,7 @@ def _add_row(table: _Table, row: int, cells: dict[str, str], line: int) -> None:
         table.failures.append((usage, Failure(f"row {row}", stage, f"row {row} (line {line}): {reason}")))
         return
     table.rows.append(row)
-    table.emotions.append(_NUMBERS[int(emotion)])
+    table.emotions.append(int(emotion))
     table.usages.append(usage)
 
 
@@ -149,14 +148,13 @@ def _refuse_mostly_bad(path: Path, table: _Table) -> None:
         logger.warning("%s: %d rows cannot be used, e.g. %s", path, bad, table.failures[0][1].reason)
 
 
-def _targets(table: _Table, classes: ClassNames) -> tuple[np.ndarray, np.ndarray]:
-    """Return one-hot targets float32 [N, L] of the emotions, twice: they are as strong as they are true."""
-    targets = np.zeros((len(table.rows), len(classes.names)), np.float32)
-    for i, emotion in enumerate(table.emotions):
-        index = classes.index(emotion)
-        if index is not None:
-            targets[i, index] = 1
-    return targets, targets
+def _of_classes(values: np.ndarray, names: Sequence[str], classes: ClassNames) -> np.ndarray:
+    """Return values [N, E] of expressions by name as those of the classes float32 [N, L], 0 where they say nothing."""
+    found = np.zeros((len(values), len(classes.names)), np.float32)
+    for column, name in enumerate(names):
+        if (index := classes.index(name)) is not None:
+            found[:, index] = values[:, column]
+    return found
 
 
 def _vote_targets(
@@ -167,29 +165,26 @@ def _vote_targets(
     Gives rows without a Usage that of the votes.
     """
     votes = read_votes(config.votes_csv)
-    last = max(table.rows)
-    if last >= len(votes.usages):
-        raise ValueError(f"{config.votes_csv}: expected votes on row {last} of {path}, found {len(votes.usages)} rows")
+    if max(table.rows) >= len(votes.usages):
+        raise ValueError(
+            f"{config.votes_csv}: expected votes on row {max(table.rows)} of {path}, found {len(votes.usages)} rows"
+        )
     for i, row in enumerate(table.rows):
-        if votes.usages[row].casefold() not in PARTS:
+        found = votes.usages[row]
+        if not found or found.casefold() not in PARTS:
             raise ValueError(
                 f"{config.votes_csv}: expected the Usage Training, PublicTest or PrivateTest in row {row}, found "
-                f"{votes.usages[row][:40]!r}; take fer2013new.csv of FER+ as it is"
+                f"{found[:40]!r}; take fer2013new.csv of FER+ as it is"
             )
-        table.usages[i] = table.usages[i] or votes.usages[row]
-        if table.usages[i].casefold() != votes.usages[row].casefold():
+        table.usages[i] = table.usages[i] or found
+        if table.usages[i].casefold() != found.casefold():
             raise ValueError(
                 f"{config.votes_csv}: expected row {row} to be for {table.usages[i]} as in {path}, found "
-                f"{votes.usages[row]}; the votes are on another file, or one of the two was sorted anew"
+                f"{found}; the votes are on another file, or one of the two was sorted anew"
             )
     counts = votes.counts[table.rows]
-    by_expression = _TARGETS[config.votes_target](counts)
-    targets, strength = (np.zeros((len(table.rows), len(classes.names)), np.float32) for _ in range(2))
-    for column, expression in enumerate(EXPRESSIONS):
-        index = classes.index(expression)
-        if index is not None:
-            targets[:, index] = by_expression[:, column]
-            strength[:, index] = np.where(by_expression[:, column] > 0, counts[:, column], 0)
+    truths = _TARGETS[config.votes_target](counts)
+    targets = _of_classes(truths, EXPRESSIONS, classes)
     if config.votes_target == "soft":
         targets /= np.maximum(targets.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return targets, strength
+    return targets, _of_classes(np.where(truths > 0, counts[:, : len(EXPRESSIONS)], 0), EXPRESSIONS, classes)

@@ -9,10 +9,11 @@ sets["train"][7]                                 plain
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from affect.expressions.samples import ImageBatch, InputSpec, Sample
 
 logger = logging.getLogger(__name__)
 
+_Item = TypeVar("_Item")
 Straighten = Callable[[np.ndarray], np.ndarray | None]
 """Picture uint8 RGB [H, W, 3] -> the face in it, upright and square; None where there is none."""
 
@@ -172,14 +174,9 @@ def check_images(image_set: ImageSet, workers: int) -> list[Failure]:
     """
     if not isinstance(image_set.records.source, Path) and image_set.straighten is None:
         return []
-    console = Console(stderr=True)
-    loader = DataLoader(
-        _Checks(image_set), batch_size=32, num_workers=workers, collate_fn=list, worker_init_fn=ignore_sigterm
-    )
-    shown = track(
-        loader, f"checking {image_set.split}", transient=True, console=console, disable=not console.is_terminal
-    )
-    failures = [failure for batch in shown for failure in batch if failure is not None]
+    looked = Readable(image_set, only_look=True)
+    loader = DataLoader(looked, 32, num_workers=workers, collate_fn=collate_readable, worker_init_fn=ignore_sigterm)
+    failures = [failure for _, failed in tracked(loader, f"checking {image_set.split}") for failure in failed]
     if failures:
         logger.warning(
             "%s: %d of %d images of %s cannot be used, e.g. %s",
@@ -188,23 +185,39 @@ def check_images(image_set: ImageSet, workers: int) -> list[Failure]:
     return failures
 
 
-class _Checks(Dataset):
-    """What is wrong with each image of a set; None where nothing is."""
+@dataclass(frozen=True, eq=False)
+class Readable(Dataset):
+    """The images of a set, a Failure in place of one that cannot be read: a worker that raised would end it all."""
 
-    def __init__(self, image_set: ImageSet) -> None:
-        self.image_set = image_set
+    image_set: ImageSet
+    only_look: bool = False
+    """Return None for an image that can be read."""
 
     def __len__(self) -> int:
         return len(self.image_set)
 
-    def __getitem__(self, index: int) -> Failure | None:
+    def __getitem__(self, visit: Draw | int) -> Sample | Failure | None:
+        """Return what the set has, or why it cannot be read."""
         try:
-            self.image_set.raw(index)
-        except NoFaceError as error:
-            return Failure(self.image_set.names[index], "align", str(error))
-        except ImageError as error:
-            return Failure(self.image_set.names[index], "decode", str(error))
+            if not self.only_look:
+                return self.image_set[visit]
+            self.image_set.raw(int(visit))
+        except (ImageError, OSError) as error:
+            name = self.image_set.names[visit.index if isinstance(visit, Draw) else visit]
+            return Failure(name, "align" if isinstance(error, NoFaceError) else "decode", str(error))
         return None
+
+
+def collate_readable(items: Sequence[Sample | Failure | None]) -> tuple[ImageBatch | None, list[Failure]]:
+    """Return the batch of what could be read, None when nothing could, and the failures."""
+    samples = [item for item in items if isinstance(item, Sample)]
+    return collate(samples) if samples else None, [item for item in items if isinstance(item, Failure)]
+
+
+def tracked(items: Iterable[_Item], what: str) -> Iterable[_Item]:
+    """Show on a terminal how far a loop has come."""
+    console = Console(stderr=True)
+    return track(items, what, transient=True, console=console, disable=not console.is_terminal)
 
 
 def _warn_of_missing(image_set: ImageSet) -> None:

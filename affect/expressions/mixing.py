@@ -1,4 +1,9 @@
-"""Mixing the images of a batch: mixup (Zhang et al., ICLR 2018) and CutMix (Yun et al., ICCV 2019)."""
+"""Mixing the images of a batch: mixup (Zhang et al., ICLR 2018) and CutMix (Yun et al., ICCV 2019).
+
+torchvision's and timm's own draw from the process's random numbers, which dropout reads, too, and pair an image
+with its neighbour in the batch; here the draw is a pure function of the batch's place in the run, so that a run
+goes on to the bit.
+"""
 
 from __future__ import annotations
 
@@ -17,46 +22,36 @@ def mix(
     An alpha of 0 leaves that kind out; with both, each batch draws one of the two. `seed` is any whole
     numbers that name the batch, e.g. (seed, step, rank). Labels are smoothed after mixing, if at all.
     """
-    kinds = [kind for kind, alpha in ((mixup, mixup_alpha), (cutmix, cutmix_alpha)) if alpha > 0]
+    kinds = [(kind, alpha) for kind, alpha in ((mixup, mixup_alpha), (cutmix, cutmix_alpha)) if alpha > 0]
     if not kinds:
         return images, targets
     rng = np.random.default_rng(tuple(seed))
-    kind = kinds[rng.integers(len(kinds))]
-    alpha = mixup_alpha if kind is mixup else cutmix_alpha
+    kind, alpha = kinds[rng.integers(len(kinds))]
     kept = float(rng.beta(alpha, alpha))
     partner = torch.from_numpy(rng.permutation(len(images))).to(images.device)
-    if kind is mixup:
-        return mixup(images, targets, kept, partner)
-    centre = (float(rng.random()), float(rng.random()))
-    return cutmix(images, targets, kept, partner, centre)
+    return kind(images, targets, kept, partner, *(() if kind is mixup else (rng.random(2).tolist(),)))
 
 
 def mixup(images: Tensor, targets: Tensor, kept: float, partner: Tensor) -> tuple[Tensor, Tensor]:
     """Return images [B, C, H, W] and targets [B, L], each `kept` of its own and the rest of its partner [B]."""
-    return (
-        kept * images + (1 - kept) * images[partner],
-        kept * targets + (1 - kept) * targets[partner],
-    )
+    return tuple(kept * own + (1 - kept) * own[partner] for own in (images, targets))
 
 
 def cutmix(
-    images: Tensor, targets: Tensor, kept: float, partner: Tensor, centre: tuple[float, float]
+    images: Tensor, targets: Tensor, kept: float, partner: Tensor, centre: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
     """Return images [B, C, H, W] with a box of the partner's [B] pasted in, and targets [B, L] mixed by its area.
 
     The box has the image's shape and 1 - `kept` of its area around `centre` (shares of height and width);
     what reaches over the edge is cut off, so the targets follow the pixels that were really pasted.
     """
-    height, width = images.shape[-2:]
-    (top, bottom), (left, right) = (_span(size, kept, at) for size, at in zip((height, width), centre, strict=True))
+    spans = []
+    for size, at in zip(images.shape[-2:], centre, strict=True):
+        length = round(size * (1 - kept) ** 0.5)
+        start = int(at * size) - length // 2
+        spans.append(slice(max(start, 0), min(start + length, size)))
+    rows, columns = spans
     mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
-    kept = 1 - (bottom - top) * (right - left) / (height * width)
-    return mixed, kept * targets + (1 - kept) * targets[partner]
-
-
-def _span(size: int, kept: float, at: float) -> tuple[int, int]:
-    """Return first and last + 1 pixel of the box along one side."""
-    length = round(size * (1 - kept) ** 0.5)
-    start = int(at * size) - length // 2
-    return max(start, 0), min(start + length, size)
+    mixed[:, :, rows, columns] = images[partner, :, rows, columns]
+    pasted = mixed[0, 0, rows, columns].numel() / mixed[0, 0].numel()
+    return mixed, (1 - pasted) * targets + pasted * targets[partner]

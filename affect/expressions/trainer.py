@@ -26,9 +26,8 @@ from affect.engine.stop import StopRequest, ignore_sigterm
 from affect.expressions.balanced import ClassBalancedBatches
 from affect.expressions.config import FerConfig, FerRunConfig
 from affect.expressions.ema import WeightAverage
-from affect.expressions.evaluation import Readable, collate_readable
 from affect.expressions.image_files import ImageError
-from affect.expressions.image_set import ImageSet
+from affect.expressions.image_set import ImageSet, Readable, collate_readable
 from affect.expressions.losses import ExpressionLoss, class_weights
 from affect.expressions.mixing import mix
 from affect.expressions.models import ExpressionModel, build_model
