@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:  # this floor imports no torch
     import numpy as np
+    import torch
     from torch import Tensor
 
 
@@ -78,9 +79,35 @@ class Sample:
     """Characters of the prompt that are the subtitle: the first one and the one after the last."""
 
 
+class Tensors:
+    """A dataclass of tensors, and of dicts of them, that is pinned and moved as a whole."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return the same with every tensor changed."""
+        return replace(self, **{name: _each(value, change) for name, value in vars(self).items()})
+
+    def pin_memory(self) -> Self:
+        """Return the same in page-locked memory; a loader with `pin_memory` asks its batches for it."""
+        return self.each(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same on a device, without waiting for what was pinned."""
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _each(part, change) for name, part in value.items()}
+    return change(value) if hasattr(value, "pin_memory") else value
+
+
 @dataclass
-class Batch:
-    """Padded samples: prompts first, answers after them, features under masks."""
+class Batch(Tensors):
+    """Padded samples: prompts first, answers after them, features under masks, and what is known of them.
+
+    What the network must know to be called is here in main memory or as places to read and write, so that it never
+    asks a device and waits.
+    """
 
     names: list[str]
     input_ids: Tensor
@@ -89,26 +116,20 @@ class Batch:
     """[B, L], 1 for tokens to attend to."""
     labels: Tensor
     """[B, L] token ids of the answer, -100 elsewhere."""
+    answers: Tensor
+    """[M] places in [B * L] from which the tokens of the answers are foretold: those before them."""
+    padding: int
+    """How many of the B * L cells are empty."""
     features: dict[Modality, Tensor]
     """Modality -> [B, T, D], padded with zeros."""
     masks: dict[Modality, Tensor]
     """Modality -> [B, T] bool, False for padding and for absent modalities."""
-    prompts: list[str] = field(default_factory=list)
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """Return the batch with every tensor changed."""
-        return replace(
-            self,
-            input_ids=change(self.input_ids),
-            attention_mask=change(self.attention_mask),
-            labels=change(self.labels),
-            features={stream: change(tensor) for stream, tensor in self.features.items()},
-            masks={stream: change(tensor) for stream, tensor in self.masks.items()},
-        )
-
-    def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory; a loader with `pin_memory` asks its batches for it."""
-        return self.each(lambda tensor: tensor.pin_memory())
+    lengths: dict[Modality, list[int]]
+    """Modality -> steps that each clip has of it."""
+    rows: dict[Modality, Tensor]
+    """Stream that a prompt shows -> [N] which prompts do."""
+    places: dict[Modality, Tensor]
+    """Stream that a prompt shows -> [N, Q] places in [B * L] of its placeholders."""
 
 
 _SAFE_NAME = re.compile(r"[^\x00-\x1f/\\]+")

@@ -1,9 +1,10 @@
 """From samples to padded batches.
 
 Worked example, pad id 0, bos 1, eos 2, prompt "a b" -> [5, 6], answer "c" -> [7]:
-training   input_ids [1, 5, 6, 7, 2], labels [-100, -100, -100, 7, 2], padded on the right;
+training   input_ids [1, 5, 6, 7, 2], labels [-100, -100, -100, 7, 2], answers [2, 3], padded on the right;
 generation input_ids [1, 5, 6], padded on the left, so that every row goes on at its last column.
-A prompt of more than `max_length` tokens loses the end of its subtitle, never its placeholders or its question.
+A prompt of more than `max_length` tokens loses the end of its subtitle, never its placeholders or its question; an
+answer loses its own end, and the token that ends the text with it, which is not to be learned in its midst.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from affect.core.schema import Batch, Modality, Sample
+from affect.core.schema import PLACEHOLDERS, Batch, Modality, Sample
 
 IGNORED = -100
 """Label of positions that the loss leaves out."""
@@ -30,7 +31,7 @@ class Collator:
     generation: bool = False
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Return the batch (raises ValueError as `prompt_ids`)."""
+        """Return the batch (raises ValueError as `prompt_ids`, or where prompts show a stream in unlike numbers)."""
         rows = [self._row(sample) for sample in samples]
         width = max(len(ids) for ids, _ in rows)
         pad = self.tokenizer.pad_token_id
@@ -43,8 +44,20 @@ class Collator:
             labels[row, where] = torch.tensor(targets)
             attention_mask[row, where] = 1
         features, masks = pad_features([sample.features for sample in samples])
-        names = [sample.clip.name for sample in samples]
-        return Batch(names, input_ids, attention_mask, labels, features, masks, [sample.prompt for sample in samples])
+        shown, places = self._placeholders(input_ids)
+        return Batch(
+            names=[sample.clip.name for sample in samples],
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            labels=labels,
+            answers=torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1)).flatten().nonzero().flatten(),
+            padding=len(rows) * width - sum(len(ids) for ids, _ in rows),
+            features=features,
+            masks=masks,
+            lengths={stream: [len(sample.features[stream]) for sample in samples] for stream in features},
+            rows=shown,
+            places=places,
+        )
 
     def prompt_ids(self, sample: Sample) -> list[int]:
         """Return the prompt's token ids, at most `max_length`: of a longer one the end of the subtitle is left out.
@@ -74,9 +87,26 @@ class Collator:
         prompt = self.prompt_ids(sample)
         if self.generation:
             return head + prompt, [IGNORED] * (len(head) + len(prompt))
-        answer = self.tokenizer(sample.answer, add_special_tokens=False).input_ids[: self.max_length]
-        answer.append(self.tokenizer.eos_token_id)
+        answer = self.tokenizer(sample.answer, add_special_tokens=False).input_ids
+        answer = [*answer, self.tokenizer.eos_token_id] if len(answer) <= self.max_length else answer[: self.max_length]
         return head + prompt + answer, [IGNORED] * (len(head) + len(prompt)) + answer
+
+    def _placeholders(
+        self, input_ids: torch.Tensor
+    ) -> tuple[dict[Modality, torch.Tensor], dict[Modality, torch.Tensor]]:
+        """Return stream -> [N] prompts that show it, and stream -> [N, Q] places of its placeholders in [B * L]."""
+        rows, places = {}, {}
+        for stream, token in PLACEHOLDERS.items():
+            found = (input_ids == self.tokenizer.convert_tokens_to_ids(token)).flatten().nonzero().flatten()
+            shown, counts = torch.unique(found // input_ids.shape[1], return_counts=True)
+            if len(set(counts.tolist())) > 1:
+                raise ValueError(
+                    f"{token}: expected as many in each prompt of a batch that shows the {stream} tokens, found "
+                    f"{counts.tolist()}; the prompt file must name them once in every wording, or not at all"
+                )
+            if len(shown):
+                rows[stream], places[stream] = shown, found.view(len(shown), -1)
+        return rows, places
 
 
 def pad_features(

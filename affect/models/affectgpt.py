@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from affect.core.layouts import Layout
-from affect.core.schema import PLACEHOLDERS, Batch, Modality
+from affect.core.schema import Batch, Modality
 from affect.data.config import ModelConfig
-from affect.models.fusion import AttentionPreFusion, Branch, FeatureNorm, QFormerPreFusion
+from affect.models.fusion import (
+    POSITIONS,
+    AttentionBranch,
+    AttentionPreFusion,
+    FeatureNorm,
+    MeanBranch,
+    QFormerBranch,
+    QFormerPreFusion,
+    TokenBranch,
+)
 from affect.models.llm import answer_loss, load_llm, load_tokenizer
+from affect.models.qformer import QFormerSize
 from affect.models.splice import splice
 
 KIND = {
@@ -24,6 +35,30 @@ KIND = {
     Modality.IMAGE: "image",
 }
 """Stream -> the branch that reads it: faces and frames share one, as released checkpoints have it."""
+
+
+class Reading(NamedTuple):
+    """How a kind of stream, or several at once, become tokens."""
+
+    fusion_type: str
+    queries: int
+    frozen: bool = False
+    """Whether what reads the features stays as it is."""
+    frozen_proj: bool = False
+    """Whether the projection into the language model does."""
+
+
+def readings(c: ModelConfig) -> dict[str, Reading]:
+    """Return kind of stream, and multi for the pre-fusion -> how it is read; users' files cannot freeze image."""
+    return {
+        "multi": Reading(
+            c.multi_fusion_type, c.num_multi_query_token, c.frozen_multi_Qformer, c.frozen_multi_llama_proj
+        ),
+        "video": Reading(c.video_fusion_type, c.num_video_query_token, c.frozen_video_Qformer, c.frozen_video_proj),
+        "audio": Reading(c.audio_fusion_type, c.num_audio_query_token, c.frozen_audio_Qformer, c.frozen_audio_proj),
+        "au": Reading(c.au_fusion_type, c.num_au_query_token, c.frozen_au_Qformer, c.frozen_au_proj),
+        "image": Reading(c.image_fusion_type, c.num_image_query_token),
+    }
 
 
 @dataclass(frozen=True)
@@ -51,19 +86,16 @@ class AffectGPT(nn.Module):
         self.norms = nn.ModuleDict(
             {stream: FeatureNorm(config.feature_dim(stream)) for stream in streams if config.standardize_features}
         )
-        self.branches = nn.ModuleDict(_branches(config, layouts, embeddings.shape[1]))
+        parts = dict(fusion_parts(config, layouts, embeddings.shape[1]))
+        self.branches, self.fusion = parts["branches"], parts.get("fusion")
         self.fused = _fused_streams(layouts)
-        self.fusion = _pre_fusion(config, self.fused, embeddings.shape[1])
         deviation = embeddings.detach().float().std() if config.normalize_tokens else torch.tensor(0.0)
         self.register_buffer("token_scale", deviation)
-        self.placeholder_ids = {
-            stream: tokenizer.convert_tokens_to_ids(token) for stream, token in PLACEHOLDERS.items()
-        }
         self._freeze()
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the answers' tokens."""
-        return answer_loss(self.llm, self.embed(batch), batch.attention_mask, batch.labels)
+        return answer_loss(self.llm, self.embed(batch), batch.attention_mask, batch.labels, batch.answers)
 
     @torch.no_grad()
     def generate(self, batch: Batch, decoding: Decoding) -> list[str]:
@@ -83,43 +115,39 @@ class AffectGPT(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """Return the prompt embeddings [B, L, E] with every stream's tokens in place."""
-        special = torch.tensor(list(self.placeholder_ids.values()), device=batch.input_ids.device)
-        # placeholders have no row in the embedding table: any row will do until the tokens replace it
-        ids = batch.input_ids.masked_fill(torch.isin(batch.input_ids, special), 0)
-        embeddings = self.llm.get_input_embeddings()(ids)
-        for stream, (tokens, rows) in self.tokens(batch).items():
-            embeddings = splice(embeddings, batch.input_ids, self.placeholder_ids[stream], tokens, rows)
-        return embeddings
+        ids = batch.input_ids
+        if batch.places:  # placeholders have no row in the embedding table: any row will do
+            places = torch.cat([places.flatten() for places in batch.places.values()])
+            ids = ids.flatten().index_fill(0, places, 0).view_as(ids)
+        return splice(self.llm.get_input_embeddings()(ids), self.tokens(batch), batch.places)
 
-    def tokens(self, batch: Batch) -> dict[Modality, tuple[Tensor, Tensor]]:
-        """Return stream -> (tokens [N, Q, E], which rows of the batch they belong to [B]).
-
-        Only streams that the prompts have placeholders for, and rows where they are there.
-        """
+    def tokens(self, batch: Batch) -> dict[Modality, Tensor]:
+        """Return stream -> tokens [N, Q, E] of the N rows whose prompts show it."""
         features = self._features(batch)
         tokens = {}
-        for stream, placeholder in self.placeholder_ids.items():
-            rows = (batch.input_ids == placeholder).any(dim=1)
-            if not rows.any():
-                continue
+        for stream, rows in batch.rows.items():
             if stream == Modality.MULTI:
                 made = self.fusion(*self._fused(features, batch.masks, rows))
             else:
-                made = self.branches[KIND[stream]](features[stream][rows], batch.masks[stream][rows])
-            tokens[stream] = (self._scale(made), rows)
+                branch = self.branches[KIND[stream]]
+                if isinstance(branch, TokenBranch):
+                    branch.check(batch.lengths[stream])
+                made = branch(features[stream].index_select(0, rows), batch.masks[stream].index_select(0, rows))
+            tokens[stream] = self._scale(made)
         return tokens
 
     @torch.no_grad()
     def attention_maps(self, batch: Batch) -> dict[str, Tensor]:
         """Return what the pre-fusion's queries looked at: kind -> [layers, N, heads, Q, T].
 
-        N counts the rows of the batch whose prompts show fused tokens; weights of padding are 0.
+        N counts the rows of the batch whose prompts show fused tokens (none: an empty dict); weights of padding are 0.
         Raises ValueError when the pre-fusion is no Q-Former.
         """
         if not isinstance(self.fusion, QFormerPreFusion):
             raise ValueError(f"multi_fusion_type {self.config.multi_fusion_type!r} has no attention maps; use qformer")
-        rows = (batch.input_ids == self.placeholder_ids[Modality.MULTI]).any(dim=1)
-        return self.fusion.attention_maps(*self._fused(self._features(batch), batch.masks, rows))
+        if Modality.MULTI not in batch.rows:
+            return {}
+        return self.fusion.attention_maps(*self._fused(self._features(batch), batch.masks, batch.rows[Modality.MULTI]))
 
     def attention_of_clips(self, batch: Batch) -> list[dict[Modality, Tensor]]:
         """Return for each row of a batch stream -> what the pre-fusion's queries looked at [layers, heads, Q, T].
@@ -128,12 +156,11 @@ class AffectGPT(nn.Module):
         shows no fused tokens. Raises ValueError when the pre-fusion is no Q-Former.
         """
         maps = self.attention_maps(batch)
-        shown = (batch.input_ids == self.placeholder_ids[Modality.MULTI]).any(dim=1).nonzero().flatten().tolist()
         clips: list[dict[Modality, Tensor]] = [{} for _ in batch.names]
-        for place, row in enumerate(shown):
+        for place, row in enumerate(batch.rows[Modality.MULTI].tolist() if maps else []):
             for stream in self.fused:
                 if KIND[stream] in maps:
-                    clips[row][stream] = maps[KIND[stream]][:, place][..., batch.masks[stream][row]]
+                    clips[row][stream] = maps[KIND[stream]][:, place][..., : batch.lengths[stream][row]]
         return clips
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -154,8 +181,8 @@ class AffectGPT(nn.Module):
         """Return kind -> features and kind -> masks of the streams that the pre-fusion reads, for some rows."""
         read = {KIND[stream]: stream for stream in self.fused if KIND[stream] in self.fusion.projections}
         return (
-            {kind: features[stream][rows] for kind, stream in read.items()},
-            {kind: masks[stream][rows] for kind, stream in read.items()},
+            {kind: features[stream].index_select(0, rows) for kind, stream in read.items()},
+            {kind: masks[stream].index_select(0, rows) for kind, stream in read.items()},
         )
 
     def _scale(self, tokens: Tensor) -> Tensor:
@@ -164,17 +191,11 @@ class AffectGPT(nn.Module):
         return nn.functional.layer_norm(tokens, tokens.shape[-1:]) * self.token_scale
 
     def _freeze(self) -> None:
-        parts = {kind: self.branches[kind] for kind in self.branches}
-        if self.fusion is not None:
-            parts["multi"] = self.fusion
+        parts = dict(self.branches) if self.fusion is None else {**self.branches, "multi": self.fusion}
         for kind, part in parts.items():
-            if kind == "image":  # a linear layer, for which users' files have no switch
-                continue
-            proj = "llama_proj" if kind == "multi" else "proj"
-            frozen_proj = getattr(self.config, f"frozen_{kind}_{proj}")
-            frozen_reader = getattr(self.config, f"frozen_{kind}_Qformer")
+            reading = readings(self.config)[kind]
             for name, weight in part.named_parameters():
-                weight.requires_grad_(not (frozen_proj if name.startswith("proj.") else frozen_reader))
+                weight.requires_grad_(not (reading.frozen_proj if name.startswith("proj.") else reading.frozen))
 
 
 def build_affectgpt(
@@ -188,24 +209,40 @@ def build_affectgpt(
     return AffectGPT(config, layouts, llm, load_tokenizer(config.llama_model))
 
 
-def fusion_shapes(config: ModelConfig, layouts: Iterable[Layout], llm_dim: int) -> dict[str, torch.Size]:
-    """Return name -> shape of the weights that the branches and the pre-fusion of some layouts have."""
+def fusion_parts(config: ModelConfig, layouts: Iterable[Layout], llm_dim: int) -> nn.ModuleDict:
+    """Return the branches of some layouts' streams and, where they fuse any, the pre-fusion: branches and fusion."""
     layouts = list(layouts)
+    streams = dict.fromkeys(stream for layout in layouts for stream in layout.branches)
+    branches = {KIND[each]: _branch(KIND[each], config.feature_dim(each), llm_dim, config) for each in streams}
+    fusion = _pre_fusion(config, _fused_streams(layouts), llm_dim)
+    return nn.ModuleDict({"branches": nn.ModuleDict(branches)} | ({"fusion": fusion} if fusion else {}))
+
+
+def fusion_shapes(config: ModelConfig, layouts: Iterable[Layout], llm_dim: int) -> dict[str, torch.Size]:
+    """Return name -> shape of the weights of `fusion_parts`."""
     with torch.device("meta"):  # no memory, no numbers
-        parts = nn.ModuleDict({"branches": nn.ModuleDict(_branches(config, layouts, llm_dim))})
-        if fusion := _pre_fusion(config, _fused_streams(layouts), llm_dim):
-            parts["fusion"] = fusion
+        parts = fusion_parts(config, layouts, llm_dim)
     return {name: weight.shape for name, weight in parts.named_parameters()}
 
 
-def _branches(config: ModelConfig, layouts: list[Layout], llm_dim: int) -> dict[str, Branch]:
-    branches = {}
-    for stream in dict.fromkeys(stream for layout in layouts for stream in layout.branches):
-        kind = KIND[stream]
-        fusion_type = getattr(config, f"{kind}_fusion_type")
-        queries = getattr(config, f"num_{kind}_query_token")
-        branches[kind] = Branch(kind, fusion_type, config.feature_dim(stream), queries, llm_dim, config)
-    return branches
+def _branch(kind: str, dim: int, llm_dim: int, config: ModelConfig) -> nn.Module:
+    reading = readings(config)[kind]
+    match reading.fusion_type:
+        case "qformer":
+            return QFormerBranch(dim, llm_dim, reading.queries, POSITIONS[kind], _qformer_size(config))
+        case "attention":
+            keeps_single = kind == "video" and not config.score_single_picture
+            return AttentionBranch(dim, llm_dim, reading.queries, keeps_single)
+        case "mean":
+            return MeanBranch(dim, llm_dim, reading.queries)
+        case "token":
+            return TokenBranch(dim, llm_dim, reading.queries)
+
+
+def _qformer_size(config: ModelConfig) -> QFormerSize:
+    return QFormerSize(
+        config.qformer_hidden_size, config.qformer_layers, config.qformer_heads, config.qformer_intermediate_size
+    )
 
 
 def _fused_streams(layouts: list[Layout]) -> tuple[Modality, ...]:
@@ -225,5 +262,5 @@ def _pre_fusion(
     if config.multi_fusion_type == "attention" or not config.fuse_au:
         dims.pop("au", None)  # attention reads two streams; AU keeps its own branch
     if config.multi_fusion_type == "qformer":
-        return QFormerPreFusion(dims, config.num_multi_query_token, llm_dim, config)
-    return AttentionPreFusion(dims, config.num_multi_query_token, llm_dim)
+        return QFormerPreFusion(dims, llm_dim, config.num_multi_query_token, _qformer_size(config))
+    return AttentionPreFusion(dims, llm_dim, config.num_multi_query_token)

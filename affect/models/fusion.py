@@ -1,19 +1,18 @@
 """From feature sequences to a few tokens of the language model's width.
 
-`Branch` reads one stream. `QFormerPreFusion` and `AttentionPreFusion` read several together:
+A branch reads one stream; `QFormerPreFusion` and `AttentionPreFusion` read several together:
 the pre-fusion of Lian et al., "AffectGPT", 2025 (arXiv:2501.16566), with action units beside
 face and sound. Rows that are masked out (padding, an absent stream) never count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from affect.data.config import ModelConfig
-from affect.models.qformer import QFormer
+from affect.models.qformer import QFormer, QFormerSize
 
 POSITIONS = {"video": 32, "audio": 8, "au": 32}
 """Rows of the position tables, as released checkpoints have them."""
@@ -61,78 +60,103 @@ def masked_mean(features: Tensor, mask: Tensor) -> Tensor:
     return (features * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
 
 
-class Branch(nn.Module):
-    """One stream as `queries` tokens.
+class QFormerBranch(nn.Module):
+    """One stream as tokens: learned queries read its steps."""
 
-    qformer: learned queries read it; attention: the sum of its steps, each times a linear score, without
-    softmax; mean: the mean of its steps; token: a step becomes a token.
-    """
-
-    def __init__(self, kind: str, fusion_type: str, dim: int, queries: int, llm_dim: int, config: ModelConfig) -> None:
+    def __init__(self, dim: int, llm_dim: int, queries: int, positions: int, size: QFormerSize) -> None:
         super().__init__()
-        self.fusion_type, self.queries = fusion_type, queries
-        # a single picture stands for itself, as checkpoints trained on stored features have it
-        self.keeps_single = kind == "video" and not config.score_single_picture
-        width = dim
-        if fusion_type == "qformer":
-            self.positions = Positions(POSITIONS[kind], dim)
-            self.qformer = QFormer(dim, queries, config)
-            width = config.qformer_hidden_size
-        elif fusion_type == "attention":
-            self.score = nn.Linear(dim, 1)
-        self.proj = nn.Linear(width, llm_dim)
+        self.positions = Positions(positions, dim)
+        self.qformer = QFormer(dim, queries, size)
+        self.proj = nn.Linear(size.hidden, llm_dim)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Return tokens [B, Q, E] for features [B, T, D], or [B, T, P, D] (P patches a picture), under a mask [B, T].
+        """Return tokens [B, Q, E] for features [B, T, D] ([B, T, P, D]: each of P patches) under a mask [B, T]."""
+        return self.proj(self.qformer(*_each_patch(self.positions(features), mask)))
 
-        Q-Former and token read each patch, the others a picture's mean. Raises ValueError where token finds
-        neither one row nor Q.
-        """
-        if self.fusion_type == "qformer":
-            features = self.positions(features)
-        if features.ndim == 4 and self.fusion_type in ("qformer", "token"):
-            mask = mask.repeat_interleave(features.shape[2], dim=1)
-            features = features.flatten(1, 2)
-        elif features.ndim == 4:
-            features = features.mean(dim=2)
-        if self.fusion_type == "qformer":
-            return self.proj(self.qformer(features, mask))
-        if self.fusion_type == "token":
-            return self.proj(self._row_a_token(features, mask))
-        pooled = masked_mean(features, mask) if self.fusion_type == "mean" else self._scored_sum(features, mask)
-        return self.proj(pooled).unsqueeze(1).expand(-1, self.queries, -1)
 
-    def _scored_sum(self, features: Tensor, mask: Tensor) -> Tensor:
+class AttentionBranch(nn.Module):
+    """One stream as a token, repeated: the sum of its steps, each times a linear score, without softmax."""
+
+    def __init__(self, dim: int, llm_dim: int, queries: int, keeps_single: bool = False) -> None:
+        """keeps_single: a step that is alone stands for itself, as checkpoints trained on stored pictures have it."""
+        super().__init__()
+        self.queries, self.keeps_single = queries, keeps_single
+        self.score = nn.Linear(dim, 1)
+        self.proj = nn.Linear(dim, llm_dim)
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Return tokens [B, Q, E] for features [B, T, D] ([B, T, P, D]: a picture's mean) under a mask [B, T]."""
+        features = _mean_patch(features)
         weights = self.score(features).squeeze(-1)
         if self.keeps_single:
             weights = torch.where(mask.sum(dim=1, keepdim=True) == 1, torch.ones_like(weights), weights)
-        return (weights * mask).unsqueeze(1).matmul(features).squeeze(1)
+        summed = (weights * mask).unsqueeze(1).matmul(features)
+        return self.proj(summed.squeeze(1)).unsqueeze(1).expand(-1, self.queries, -1)
 
-    def _row_a_token(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Return [B, Q, D]: a row for each token, a lone row for all of them."""
-        rows = mask.sum(dim=1)
-        lone = rows == 1
-        if not (lone | (rows == self.queries)).all():
+
+class MeanBranch(nn.Module):
+    """One stream as a token, repeated: the mean of its steps."""
+
+    def __init__(self, dim: int, llm_dim: int, queries: int) -> None:
+        super().__init__()
+        self.queries = queries
+        self.proj = nn.Linear(dim, llm_dim)
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Return tokens [B, Q, E] for features [B, T, D] ([B, T, P, D]: a picture's mean) under a mask [B, T]."""
+        pooled = masked_mean(_mean_patch(features), mask)
+        return self.proj(pooled).unsqueeze(1).expand(-1, self.queries, -1)
+
+
+class TokenBranch(nn.Module):
+    """One stream as tokens: each step becomes one, a lone step all of them."""
+
+    def __init__(self, dim: int, llm_dim: int, queries: int) -> None:
+        super().__init__()
+        self.queries = queries
+        self.proj = nn.Linear(dim, llm_dim)
+
+    def check(self, lengths: Sequence[int]) -> None:
+        """Raise ValueError where a clip that shows the stream has neither one step nor Q."""
+        if any(length not in (0, 1, self.queries) for length in lengths):
             raise ValueError(
-                f"image features: expected 1 row or num_image_query_token ({self.queries}), found {rows.tolist()}; "
+                f"image features: expected 1 row or num_image_query_token ({self.queries}), found {list(lengths)}; "
                 "set model.num_image_query_token to the rows, or model.image_fusion_type to mean"
             )
-        repeated = features[:, :1].expand(-1, self.queries, -1)
-        return repeated if lone.all() else torch.where(lone.view(-1, 1, 1), repeated, features)
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Return tokens [B, Q, E] for features [B, T, D] ([B, T, P, D]: each of P patches) under a mask [B, T]."""
+        features, mask = _each_patch(features, mask)
+        rows = features[:, :1].expand(-1, self.queries, -1)
+        if features.shape[1] > 1:
+            rows = torch.where((mask.sum(dim=1) == 1).view(-1, 1, 1), rows, features)
+        return self.proj(rows)
+
+
+def _each_patch(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return features [B, T, P, D] and their mask with the patches one after the other: [B, TP, D] and [B, TP]."""
+    if features.ndim == 3:
+        return features, mask
+    return features.flatten(1, 2), mask.repeat_interleave(features.shape[2], dim=1)
+
+
+def _mean_patch(features: Tensor) -> Tensor:
+    """Return features [B, T, P, D] with the mean of each picture's patches: [B, T, D]."""
+    return features.mean(dim=2) if features.ndim == 4 else features
 
 
 class QFormerPreFusion(nn.Module):
     """Streams projected to one width, marked by position and stream, concatenated, read by learned queries."""
 
-    def __init__(self, dims: Mapping[str, int], queries: int, llm_dim: int, config: ModelConfig) -> None:
+    def __init__(self, dims: Mapping[str, int], llm_dim: int, queries: int, size: QFormerSize) -> None:
         super().__init__()
         width = max(dims.values())
         self.projections = nn.ModuleDict({kind: nn.Linear(dim, width) for kind, dim in dims.items()})
         self.positions = nn.ModuleDict({kind: Positions(POSITIONS[kind], width) for kind in dims})
         marks = {kind: nn.Parameter(torch.zeros(width).normal_(std=0.02)) for kind in dims}
         self.stream_marks = nn.ParameterDict(marks)
-        self.qformer = QFormer(width, queries, config)
-        self.proj = nn.Linear(config.qformer_hidden_size, llm_dim)
+        self.qformer = QFormer(width, queries, size)
+        self.proj = nn.Linear(size.hidden, llm_dim)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
         """Return tokens [B, Q, E] for kind -> features [B, T, D] under kind -> mask [B, T]."""
@@ -155,7 +179,7 @@ class QFormerPreFusion(nn.Module):
 class AttentionPreFusion(nn.Module):
     """The means of video and sound, each weighted by a linear score without softmax, then added."""
 
-    def __init__(self, dims: Mapping[str, int], queries: int, llm_dim: int) -> None:
+    def __init__(self, dims: Mapping[str, int], llm_dim: int, queries: int) -> None:
         super().__init__()
         self.queries = queries
         width = max(dims.values())

@@ -15,7 +15,6 @@ from transformers.utils import is_bitsandbytes_available
 
 from affect.core import causal_lm
 from affect.core.schema import SPECIAL_TOKENS
-from affect.data.collate import IGNORED
 from affect.data.config import ModelConfig
 
 _ROLE = "model.llama_model"
@@ -77,21 +76,18 @@ def decoder(llm: PeftModel) -> nn.Module:
 
 
 def answer_logits(llm: PeftModel, embeddings: Tensor, attention_mask: Tensor, places: Tensor) -> Tensor:
-    """Return the logits [N, V] at the N marked positions of embeddings [B, L, E] only.
+    """Return the logits [M, V] at M places in [B * L] of embeddings [B, L, E] only.
 
     The output layer is by far the widest, so it sees the answer's positions and no others.
     """
     states = decoder(llm)(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    return llm.get_base_model().get_output_embeddings()(states[places])
+    return llm.get_base_model().get_output_embeddings()(states.flatten(0, 1).index_select(0, places))
 
 
-def answer_loss(llm: PeftModel, embeddings: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the labelled tokens of labels [B, L], each foretold by the place before it."""
-    targets = labels[:, 1:]
-    labelled = targets != IGNORED
-    places = nn.functional.pad(labelled, (0, 1))
+def answer_loss(llm: PeftModel, embeddings: Tensor, attention_mask: Tensor, labels: Tensor, places: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the tokens of labels [B, L] that are foretold at M places in [B * L]."""
     logits = answer_logits(llm, embeddings, attention_mask, places)
-    return nn.functional.cross_entropy(logits.float(), targets[labelled])
+    return nn.functional.cross_entropy(logits.float(), labels.flatten().index_select(0, places + 1))
 
 
 def _in_4bit() -> dict[str, Any]:

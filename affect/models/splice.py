@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from affect.core.schema import PLACEHOLDERS, Modality
 
-def splice(embeddings: Tensor, input_ids: Tensor, placeholder: int, tokens: Tensor, rows: Tensor) -> Tensor:
-    """Return embeddings [B, L, E] whose placeholder positions hold the tokens.
 
-    input_ids: [B, L]; tokens: [N, Q, E], one set for each of the N batch rows that `rows` [B] (bool)
-    marks. Raises ValueError unless marked rows hold exactly Q placeholders and the others none.
+def splice(embeddings: Tensor, tokens: Mapping[Modality, Tensor], places: Mapping[Modality, Tensor]) -> Tensor:
+    """Return embeddings [B, L, E] with stream -> tokens [N, Q, E] at the streams' places [N, Q] in [B * L].
+
+    Raises ValueError where a stream has another number of tokens than of places.
     """
-    places = input_ids == placeholder
-    expected = rows * tokens.shape[1]
-    if not torch.equal(places.sum(dim=1), expected):
-        raise ValueError(
-            f"token {placeholder}: expected {expected.tolist()} placeholders in the prompts of this batch, "
-            f"found {places.sum(dim=1).tolist()}; prompt file and num_*_query_token must agree"
-        )
-    return embeddings.masked_scatter(places.unsqueeze(-1), tokens.to(embeddings.dtype))
+    for stream, made in tokens.items():
+        if made.shape[:2] != places[stream].shape:
+            raise ValueError(
+                f"{PLACEHOLDERS[stream]}: expected {made.shape[1]} placeholders in a prompt, found "
+                f"{places[stream].shape[1]}; prompt file and num_*_query_token must agree"
+            )
+    if not tokens:
+        return embeddings
+    where = torch.cat([places[stream].flatten() for stream in tokens])
+    what = torch.cat([made.to(embeddings.dtype).flatten(0, 1) for made in tokens.values()])
+    return embeddings.flatten(0, 1).index_copy(0, where, what).view_as(embeddings)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from affect.core.schema import Clip, Modality, Sample
+from affect.core.schema import PLACEHOLDERS, Clip, Modality, Sample
 from affect.data.collate import IGNORED, Collator, pad_features
 from affect.data.dataset import make_sample
 from affect.data.prompts import load_prompts
@@ -92,6 +92,43 @@ def test_a_question_that_does_not_fit_names_its_clip(tokenizer, book):
         Collator(tokenizer, 20)([asked(book, "the person feels happy " * 30)])
 
 
-def test_a_long_answer_is_cut(tokenizer):
-    batch = Collator(tokenizer, 4)([sample("a", "happy " * 20)])
-    assert (batch.labels[0] != IGNORED).sum() == 5  # and its end
+def test_a_long_answer_is_cut_and_its_end_is_not_learned(tokenizer):
+    words = tokenizer("happy " * 20, add_special_tokens=False).input_ids
+    for limit, ends in ((len(words) - 1, []), (len(words), [tokenizer.eos_token_id])):
+        batch = Collator(tokenizer, limit)([sample("a", "happy " * 20)])
+        assert batch.labels[0][batch.labels[0] != IGNORED].tolist() == words[:limit] + ends
+
+
+def test_what_is_known_of_a_batch_is_what_its_tensors_say(tokenizer, book):
+    samples = [asked(book, "the person feels"), asked(book, "", rows=2), sample("person", "happy")]
+    samples[2].features |= {stream: np.zeros((0, 2), np.float32) for stream in samples[0].features}
+    for each in samples[:2]:
+        each.features[Modality.AU] = np.zeros((0, 2), np.float32)
+    for generation in (False, True):
+        batch = Collator(tokenizer, 500, generation)(samples)
+        assert batch.padding == (batch.attention_mask == 0).sum()
+        foretold = batch.labels.flatten()[batch.answers + 1]
+        assert torch.equal(foretold, batch.labels[batch.labels != IGNORED])
+        assert batch.rows.keys() == batch.places.keys() == {Modality.AUDIO, Modality.FACE, Modality.MULTI}
+        for stream, places in batch.places.items():
+            assert batch.rows[stream].tolist() == [0, 1]
+            where = batch.input_ids == tokenizer.convert_tokens_to_ids(PLACEHOLDERS[stream])
+            assert torch.equal(places.flatten(), where.flatten().nonzero().flatten())
+            assert places.shape == (2, 3)
+        assert batch.lengths == {stream: mask.sum(dim=1).tolist() for stream, mask in batch.masks.items()}
+
+
+def test_prompts_that_show_a_stream_in_unlike_numbers_are_refused(tokenizer):
+    samples = [sample("<FaceHere>", "x"), sample("<FaceHere><FaceHere>", "x")]
+    with pytest.raises(ValueError, match=r"<FaceHere>: expected as many in each prompt .* found \[1, 2\]"):
+        Collator(tokenizer, 500)(samples)
+
+
+def test_a_batch_is_moved_as_a_whole(tokenizer, book):
+    batch = Collator(tokenizer, 500)([asked(book, "the person feels")])
+    there = batch.to("meta")
+    assert (there.names, there.padding, there.lengths) == (batch.names, batch.padding, batch.lengths)
+    tensors = [there.input_ids, there.attention_mask, there.labels, there.answers]
+    for part in (there.features, there.masks, there.rows, there.places):
+        tensors += part.values()
+    assert {tensor.device.type for tensor in tensors} == {"meta"}

@@ -70,7 +70,7 @@ def test_a_loader_that_pins_memory_pins_every_tensor_of_a_batch(parts, monkeypat
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
     there = torch.utils.data._utils.pin_memory.pin_memory(batch)
-    assert len(pinned) == 3 + len(batch.features) + len(batch.masks)
+    assert len(pinned) == 4 + sum(map(len, (batch.features, batch.masks, batch.rows, batch.places)))
     assert there.names == batch.names
     assert there.input_ids is not batch.input_ids
     assert all(torch.equal(there.features[stream], array) for stream, array in batch.features.items())

@@ -1,6 +1,9 @@
+import traceback
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Clip, Modality
@@ -40,6 +43,52 @@ def test_a_batch_answers_as_single_clips_do(tiny_world, model):
     together = model.generate(batch(tiny_world, model, [0, 3, 4], generation=True), decoding)
     alone = [model.generate(batch(tiny_world, model, [i], generation=True), decoding)[0] for i in (0, 3, 4)]
     assert together == alone
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations that make a processor wait for its device, and the files that ask for them.
+
+    They read a number back (item, bool, tolist), or make a tensor of a size that only the device knows.
+    """
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "repeat_interleave")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        packet = func.overloadpacket.__name__
+        indices = args[1] if packet in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
+        by_mask = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+        if by_mask or any(packet.strip("_").startswith(name.strip("_")) for name in self.NAMES):
+            frames = [frame.filename for frame in traceback.extract_stack()]
+            self.files.append(next((f for f in reversed(frames) if "/torch/" not in f and f != __file__), "backward"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("fusion", ["qformer", "attention", "mean"])
+def test_a_step_asks_the_device_nothing(tiny_world, fusion):
+    """Only the language model's library asks: whether a batch has padding, to choose its attention."""
+    for kind in ("video", "audio", "au"):
+        setattr(tiny_world.model, f"{kind}_fusion_type", fusion)
+    tiny_world.model.multi_fusion_type = "qformer" if fusion == "qformer" else "attention"
+    tiny_world.model.image_fusion_type = "token"
+    model = build_affectgpt(tiny_world.model, [FULL, LAYOUTS["image"]]).train()
+    b = batch(tiny_world, model, [0, 3, 4])
+    picture = {Modality.IMAGE: np.ones((1, tiny_world.model.preextracted_visual_dim), np.float32)}
+    tokens = query_tokens(tiny_world.model)
+    sample = make_sample(Clip("p", "toy"), picture, "image", load_prompts(), "ovlabel", tokens, "happy")
+    pictures = Collator(model.tokenizer, 500)([sample, sample])
+    with Waits() as waits:
+        for each in (b, pictures):
+            model(each).backward()
+    assert [file for file in waits.files if "masking_utils" not in file] == []
+    assert 0 < len(waits.files) <= 4
+    with Waits() as waits:  # as it used to be done
+        b.features[Modality.FACE][b.attention_mask.sum(dim=1) > 0]
+        (b.input_ids == 0).any().item()
+    assert len(waits.files) == 2
 
 
 def test_every_stream_moves_the_loss(tiny_world, model):
@@ -90,11 +139,19 @@ def test_attention_of_each_clip_has_the_lengths_of_its_streams(tiny_world, model
 
 
 def test_a_clip_without_fused_tokens_has_no_attention(tiny_world, model):
-    b = batch(tiny_world, model, [0, 1])
-    b.input_ids[1].masked_fill_(b.input_ids[1] == model.placeholder_ids[Modality.MULTI], 0)
-    shown, hidden = model.attention_of_clips(b)
+    data = TrainingSamples(open_datasets(tiny_world, "train"), load_prompts(), query_tokens(tiny_world.model), 0)
+    whole, frames = data.datasets[0].features(0), {Modality.FRAME: data.datasets[0].features(1)[Modality.FRAME]}
+    frames |= {stream: array[:0] for stream, array in whole.items() if stream != Modality.FRAME}
+    layout, tokens = tiny_world.datasets["toy"].face_or_frame, query_tokens(tiny_world.model)
+    samples = [
+        make_sample(Clip(name, "toy"), features, layout, load_prompts(), "ovlabel", tokens)
+        for name, features in (("whole", whole), ("frames", frames))
+    ]
+    collator = Collator(model.tokenizer, 500, generation=True)
+    shown, hidden = model.attention_of_clips(collator(samples))
     assert set(shown) == {Modality.FACE, Modality.AUDIO, Modality.AU}
     assert hidden == {}
+    assert model.attention_of_clips(collator(samples[1:])) == [{}]
 
 
 def test_au_keeps_its_own_tokens_where_the_pre_fusion_does_without(tiny_world):
@@ -105,8 +162,8 @@ def test_au_keeps_its_own_tokens_where_the_pre_fusion_does_without(tiny_world):
     before = apart.tokens(b)
     b.features[Modality.AU] += 1
     after = apart.tokens(b)
-    assert torch.equal(before[Modality.MULTI][0], after[Modality.MULTI][0])
-    assert not torch.equal(before[Modality.AU][0], after[Modality.AU][0])
+    assert torch.equal(before[Modality.MULTI], after[Modality.MULTI])
+    assert not torch.equal(before[Modality.AU], after[Modality.AU])
 
 
 def test_a_picture_becomes_tokens_of_the_prompt(tiny_world):
@@ -122,11 +179,10 @@ def test_a_picture_becomes_tokens_of_the_prompt(tiny_world):
         for i, x in enumerate(pictures)
     ]
     b = Collator(model.tokenizer, 500, generation=True)(samples)
-    places = b.input_ids == model.placeholder_ids[Modality.IMAGE]
+    places = b.input_ids == model.tokenizer.convert_tokens_to_ids("<ImageHere>")
     assert places.sum(dim=1).tolist() == [3, 3, 0]
-    tokens, rows = model.tokens(b)[Modality.IMAGE]
-    assert rows.tolist() == [True, True, False]
-    torch.testing.assert_close(model.embed(b)[places], tokens.flatten(0, 1))
+    assert b.rows[Modality.IMAGE].tolist() == [0, 1]
+    torch.testing.assert_close(model.embed(b)[places], model.tokens(b)[Modality.IMAGE].flatten(0, 1))
     assert set(model.branches) == {"image"}
     assert any(name.startswith("branches.image.proj") for name in model.trainable())
 

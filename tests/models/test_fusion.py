@@ -1,16 +1,28 @@
 import pytest
 import torch
 
-from affect.data.config import ModelConfig
-from affect.models.fusion import POSITIONS, Branch, FeatureNorm, QFormerPreFusion
+from affect.models.fusion import (
+    POSITIONS,
+    AttentionBranch,
+    FeatureNorm,
+    MeanBranch,
+    QFormerBranch,
+    QFormerPreFusion,
+    TokenBranch,
+)
+from affect.models.qformer import QFormerSize
 
-SMALL = ModelConfig(qformer_hidden_size=16, qformer_heads=2, qformer_intermediate_size=32)
+SMALL = QFormerSize(hidden=16, layers=2, heads=2, intermediate=32)
 
 
-@pytest.mark.parametrize("fusion_type", ["qformer", "attention", "mean"])
-def test_padding_does_not_change_a_branch(fusion_type):
+def qformer_branch(queries, positions=32):
+    return QFormerBranch(6, 10, queries, positions, SMALL).eval()
+
+
+@pytest.mark.parametrize("make", [qformer_branch, lambda q: AttentionBranch(6, 10, q), lambda q: MeanBranch(6, 10, q)])
+def test_padding_does_not_change_a_branch(make):
     torch.manual_seed(0)
-    branch = Branch("au", fusion_type, 6, 3, 10, SMALL).eval()
+    branch = make(3)
     short = torch.randn(1, 4, 6)
     padded = torch.cat([short, torch.full((1, 3, 6), 99.0)], dim=1)
     mask = torch.arange(7)[None] < 4
@@ -27,7 +39,7 @@ def streams(batch=2):
 
 
 def test_pre_fusion_ignores_what_is_masked_out():
-    fusion = QFormerPreFusion({"video": 6, "audio": 5, "au": 4}, 4, 10, SMALL).eval()
+    fusion = QFormerPreFusion({"video": 6, "audio": 5, "au": 4}, 10, 4, SMALL).eval()
     features, masks = streams()
     masks["audio"][0] = False
     masks["au"][:, 2:] = False
@@ -40,7 +52,7 @@ def test_pre_fusion_ignores_what_is_masked_out():
 
 
 def test_pre_fusion_tells_streams_and_positions_apart():
-    fusion = QFormerPreFusion({"video": 6, "audio": 6}, 4, 10, SMALL).eval()
+    fusion = QFormerPreFusion({"video": 6, "audio": 6}, 10, 4, SMALL).eval()
     for weight in fusion.parameters():
         weight.data *= 10  # fresh weights are so small that what they read hardly shows
     features, masks = streams()
@@ -51,7 +63,7 @@ def test_pre_fusion_tells_streams_and_positions_apart():
 
 
 def test_attention_maps_are_distributions_over_the_streams_that_are_there():
-    fusion = QFormerPreFusion({"video": 6, "audio": 5, "au": 4}, 4, 10, SMALL).eval()
+    fusion = QFormerPreFusion({"video": 6, "audio": 5, "au": 4}, 10, 4, SMALL).eval()
     features, masks = streams()
     masks["audio"][0] = False
     maps = fusion.attention_maps(features, masks)
@@ -61,7 +73,7 @@ def test_attention_maps_are_distributions_over_the_streams_that_are_there():
 
 
 def test_a_pre_fusion_without_anything_to_read_still_makes_tokens():
-    fusion = QFormerPreFusion({"video": 6, "audio": 5}, 4, 10, SMALL).eval()
+    fusion = QFormerPreFusion({"video": 6, "audio": 5}, 10, 4, SMALL).eval()
     features = {"video": torch.zeros(1, 0, 6), "audio": torch.zeros(1, 0, 5)}
     masks = {kind: torch.zeros(1, 0, dtype=torch.bool) for kind in features}
     tokens = fusion(features, masks)
@@ -71,7 +83,7 @@ def test_a_pre_fusion_without_anything_to_read_still_makes_tokens():
 
 
 def test_long_sequences_share_positions():
-    branch = Branch("audio", "qformer", 6, 1, 10, SMALL).eval()
+    branch = qformer_branch(1, POSITIONS["audio"])
     long = torch.randn(1, 3 * POSITIONS["audio"], 6)
     assert branch(long, torch.ones(long.shape[:2], dtype=torch.bool)).isfinite().all()
 
@@ -87,18 +99,19 @@ def test_feature_norm_standardises_and_clamps():
 
 
 def test_picture_tokens_are_its_rows_or_one_row_repeated():
-    branch = Branch("image", "token", 6, 3, 10, SMALL)
+    branch = TokenBranch(6, 10, 3)
     features = torch.randn(2, 3, 6)
     mask = torch.tensor([[True, True, True], [True, False, False]])
     tokens = branch(features, mask)
     torch.testing.assert_close(tokens[0], branch.proj(features[0]))
     torch.testing.assert_close(tokens[1], branch.proj(features[1, :1]).expand(3, -1))
     with pytest.raises(ValueError, match=r"1 row or num_image_query_token \(3\), found \[3, 2\]"):
-        branch(features, torch.tensor([[True, True, True], [True, True, False]]))
+        branch.check([3, 2])
+    branch.check([0, 1, 3])
 
 
 def test_patches_of_one_picture_share_its_position():
-    branch = Branch("video", "qformer", 6, 2, 10, SMALL).eval()
+    branch = qformer_branch(2)
     for weight in branch.parameters():
         weight.data *= 10  # fresh weights are so small that what they read hardly shows
     features, mask = torch.randn(1, 2, 3, 6), torch.ones(1, 2, dtype=torch.bool)
@@ -110,7 +123,7 @@ def test_patches_of_one_picture_share_its_position():
 def test_a_single_picture_is_scored_only_where_the_checkpoint_was_trained_so():
     features = {count: torch.randn(1, count, 6) for count in (1, 2)}
     for scored in (False, True):
-        branch = Branch("video", "attention", 6, 1, 10, SMALL.model_copy(update={"score_single_picture": scored}))
+        branch = AttentionBranch(6, 10, 1, keeps_single=not scored)
         branch.score.weight.data.zero_()  # a score of 0.5 for every picture
         branch.score.bias.data.fill_(0.5)
         for count, x in features.items():

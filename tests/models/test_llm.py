@@ -11,6 +11,7 @@ from affect.data.config import ModelConfig
 from affect.models.llm import answer_loss, decoder, load_llm, lora_config
 
 TOKENS, LABELLED = 290, 100
+PLACES = torch.arange(TOKENS - LABELLED - 1, TOKENS - 1)
 
 
 class Memory(TorchDispatchMode):
@@ -60,7 +61,7 @@ def test_a_wide_vocabulary_is_paid_for_at_labelled_positions_only():
     llm = get_peft_model(Qwen2ForCausalLM(config), lora_config(ModelConfig())).train()
     embeddings, mask, labels = inputs(256, config.vocab_size)
     with Memory() as ours:
-        answer_loss(llm, embeddings, mask, labels).backward()
+        answer_loss(llm, embeddings, mask, labels, PLACES).backward()
     with Memory() as all_logits:
         llm(inputs_embeds=embeddings, attention_mask=mask, labels=labels, use_cache=False).loss.backward()
     assert ours.peak <= 0.6 * all_logits.peak
@@ -74,7 +75,7 @@ def test_checkpointing_changes_memory_and_not_gradients(tiny_llm):
         llm = load_llm(ModelConfig(llama_model=str(tiny_llm)), gradient_checkpointing=checkpointing).train()
         torch.manual_seed(1)  # the same dropout
         with Memory() as memory:
-            answer_loss(llm, embeddings, mask, labels).backward()
+            answer_loss(llm, embeddings, mask, labels, PLACES).backward()
         found.append(gradients(llm))
         peaks.append(memory.peak)
     torch.testing.assert_close(found[0], found[1])
@@ -84,7 +85,7 @@ def test_checkpointing_changes_memory_and_not_gradients(tiny_llm):
 def test_a_compiled_decoder_gives_the_same_gradients_under_the_same_names(tiny_llm):
     llm = load_llm(ModelConfig(llama_model=str(tiny_llm))).eval()
     embeddings, mask, labels = inputs(32, 300)
-    answer_loss(llm, embeddings, mask, labels).backward()
+    answer_loss(llm, embeddings, mask, labels, PLACES).backward()
     expected, names = gradients(llm), list(llm.state_dict())
     llm.zero_grad()
     graphs = []
@@ -94,7 +95,7 @@ def test_a_compiled_decoder_gives_the_same_gradients_under_the_same_names(tiny_l
         return graph
 
     decoder(llm).compile(backend=backend, dynamic=True)
-    answer_loss(llm, embeddings, mask, labels).backward()
+    answer_loss(llm, embeddings, mask, labels, PLACES).backward()
     assert graphs
     torch.testing.assert_close(gradients(llm), expected)
     assert list(llm.state_dict()) == names

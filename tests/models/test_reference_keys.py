@@ -10,8 +10,7 @@ import torch
 from affect.core.layouts import Layout
 from affect.core.schema import Modality
 from affect.data.config import ModelConfig
-from affect.models.affectgpt import fusion_shapes
-from affect.models.fusion import AttentionPreFusion, Branch, QFormerPreFusion
+from affect.models.affectgpt import fusion_parts, fusion_shapes
 from affect.models.reference_keys import fusion_from_reference, fusion_to_reference
 
 FILES = {"qformer": "small_qformer", "attention_paper": "small_attention_paper", "mean": "small_mean"}
@@ -64,20 +63,12 @@ class Case:
         if self.kind == "multi":
             layout = Layout(fused=(Modality.FACE, Modality.AUDIO))
             self.video_steps = case["in_shapes"]["video"][1]
-            dims = {"video": meta["visual_dim"], "audio": meta["acoustic_dim"]}
-            queries = config.num_multi_query_token
-            if config.multi_fusion_type == "qformer":
-                self.module = QFormerPreFusion(dims, queries, llm_dim, config)
-            else:
-                self.module = AttentionPreFusion(dims, queries, llm_dim)
         else:
             layout, self.video_steps = Layout(branches=(STREAM[self.kind],)), 8
-            fusion_type, queries = meta["fusion_types"][self.kind], meta["query_tokens"][self.kind]
-            self.module = Branch(
-                self.kind, fusion_type, config.feature_dim(STREAM[self.kind]), queries, llm_dim, config
-            )
         shapes = fusion_shapes(config, [layout], llm_dim)
+        parts = fusion_parts(config, [layout], llm_dim)
         self.prefix = "fusion." if self.kind == "multi" else f"branches.{self.kind}."
+        self.module = parts.get_submodule(self.prefix.rstrip("."))
         weights = fusion_from_reference(self.state, shapes, self.video_steps)
         self.module.load_state_dict({name.removeprefix(self.prefix): weight for name, weight in weights.items()})
         self.module.eval()
@@ -138,7 +129,7 @@ def test_marks_of_streams_become_part_of_the_reference_s_positions():
     masks = {kind: torch.ones(2, 8, dtype=torch.bool) for kind in features}
     tokens = []
     for weights in (ours, back):
-        module = QFormerPreFusion({"video": 6, "audio": 5}, SMALL.num_multi_query_token, 10, SMALL).eval()
+        module = fusion_parts(SMALL, [FUSED], 10)["fusion"].eval()
         module.load_state_dict({n.removeprefix("fusion."): w for n, w in weights.items() if n.startswith("fusion.")})
         tokens.append(module(features, masks))
     torch.testing.assert_close(tokens[0], tokens[1])
