@@ -29,8 +29,8 @@ from torch.nn import functional
 
 from affect.core.device import keep_freed_memory, pick_device
 from affect.expressions.config import Arch, Block, ImageModelConfig
-from affect.expressions.counting import count_macs, count_parameters
 from affect.expressions.models import ExpressionModel, build_model, for_prediction
+from benchmarks.counting import count_macs, count_parameters
 
 WAYS = {
     "eager": {"channels_last": False, "compile": False},

@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from affect.core.failures import Failure, write_failures
-from affect.evaluate.classification import classification_scores, confusion, recall_and_precision
+from affect.core.plots import draw_bars, draw_confusion
+from affect.evaluate.classification import confusion
 from affect.evaluate.errors import MissingNamesError, ScoreError
 from affect.evaluate.report import Report, ResultTable
 from affect.evaluate.results import read_answers
+from affect.expressions.scores import (
+    class_rows,
+    draw_evaluation,
+    evaluation_report,
+    expression_scores,
+    scores_of_counts,
+)
 
 if TYPE_CHECKING:  # other commands of evaluate.py need no torch
     from affect.expressions.config import ImagesConfig
@@ -71,7 +79,6 @@ def network_report(args: argparse.Namespace) -> Report:
     from affect.expressions.evaluation import evaluate
     from affect.expressions.models import load_model
     from affect.expressions.network_file import find_model
-    from affect.expressions.scores import draw_evaluation, evaluation_report, expression_scores
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     device = pick_device(args.device, "--device")
@@ -173,22 +180,15 @@ def answers_report(args: argparse.Namespace) -> Report:
             raise ScoreError(f"{path}: {wrong[0]}: expected one label, found {values[wrong[0]]!r}")
     labels = sorted(set(truth.values()))
     counts = confusion(list(truth.values()), [answers[name] for name in truth], labels)
-    scores = classification_scores(counts)
-    recall, precision = recall_and_precision(counts)
+    means, per_class = scores_of_counts(counts)
     if args.pictures:
-        from affect.core.plots import draw_bars, draw_confusion
-
         draw_confusion(args.pictures / "confusion.png", counts, labels)
-        draw_bars(args.pictures / "labels.png", labels, {"recall": recall, "precision": precision})
-    means = {"acc": scores.acc, "macro_f1": scores.macro_f1, "uar": scores.uar, "waf": scores.waf}
-    columns = zip(
-        labels, scores.f1.tolist(), recall.tolist(), precision.tolist(), counts.sum(axis=1).tolist(), strict=True
-    )
-    per_label = [dict(zip(("label", "f1", "recall", "precision", "n"), row, strict=True)) for row in columns]
+        draw_bars(args.pictures / "labels.png", labels, {name: per_class[name] for name in ("recall", "precision")})
+    per_label = class_rows(per_class, labels)
     extra = sum(name not in truth for name in answers)
     tables = [
         ResultTable("expressions", [*means, "n"], [[*means.values(), len(truth)]]),
-        ResultTable("labels", ["label", "f1", "recall", "precision", "n"], [list(row.values()) for row in per_label]),
+        ResultTable("labels", ["label", *per_class], [list(row.values()) for row in per_label]),
     ]
     return Report({**means, "n": len(truth), "extra_names": extra, "per_label": per_label}, tables)
 

@@ -44,6 +44,13 @@ def colormap(name: str) -> Any:
     return colormaps[name]
 
 
+def font_file() -> str:
+    """Return the file of matplotlib's own font: it is always there, and has more than Latin letters."""
+    from matplotlib import font_manager
+
+    return font_manager.findfont("DejaVu Sans")
+
+
 def whole_numbers(axes: Axes) -> None:
     """Let an axis of epochs have no marks between two of them."""
     axes.xaxis.get_major_locator().set_params(integer=True)

@@ -8,11 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+
+from affect.core.plots import new_figure, save_figure
 
 BINS = 15
 
@@ -76,9 +74,8 @@ def draw_reliability(
 
     An empty bin has no bar but a small cross on the axis. `confidence` and `accuracy` name the axes.
     """
-    figure, (above, below) = plt.subplots(
-        2, 1, figsize=(5.2, 6), sharex=True, height_ratios=(3, 1), gridspec_kw={"hspace": 0.08}
-    )
+    layout = {"sharex": True, "height_ratios": (3, 1), "gridspec_kw": {"hspace": 0.08}}
+    figure, (above, below) = new_figure((5.2, 6), 2, **layout)
     width = np.diff(found.edges)
     middle = found.edges[:-1] + width / 2
     filled = found.counts > 0
@@ -98,7 +95,4 @@ def draw_reliability(
     for x, count in zip(middle[filled], found.counts[filled], strict=True):
         below.text(x, count, f"{count}", ha="center", va="bottom", fontsize=6)
     below.set(xlabel=confidence, ylabel="answers", ylim=(0, 1.2 * max(1, found.counts.max())))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
-    return path
+    return save_figure(figure, path)

@@ -10,9 +10,9 @@ from types import TracebackType
 
 import av
 import numpy as np
-from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
+from affect.core.plots import font_file
 from affect.expressions.predict import FacePrediction
 
 SMALLEST = 200
@@ -71,8 +71,7 @@ def _colour(face: FacePrediction) -> tuple[int, int, int]:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Matplotlib's own font: it is always there, and has more than Latin letters."""
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
+    return ImageFont.truetype(font_file(), size)
 
 
 class VideoWriter:

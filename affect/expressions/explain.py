@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from affect.core.plots import colormap
 from affect.expressions.models import ExpressionModel
 
 STRENGTH = 0.5
@@ -30,7 +30,7 @@ def grad_cam(model: ExpressionModel, images: Tensor, classes: Tensor) -> np.ndar
     maps: list[Tensor] = []
 
     def keep(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        if output.ndim != 4:
+        if model.as_map(output).ndim != 4:
             raise ValueError(
                 f"Grad-CAM needs a layer with places, a map [B, C, h, w]; the network's cam_layer gives "
                 f"{list(output.shape)}"
@@ -47,8 +47,8 @@ def grad_cam(model: ExpressionModel, images: Tensor, classes: Tensor) -> np.ndar
             (gradient,) = torch.autograd.grad(scores, maps[0])
     finally:
         hook.remove()
-    weights = gradient.mean(dim=(2, 3), keepdim=True)
-    heat = (weights * maps[0].detach()).sum(dim=1, keepdim=True).relu()
+    weights = model.as_map(gradient).mean(dim=(2, 3), keepdim=True)
+    heat = (weights * model.as_map(maps[0].detach())).sum(dim=1, keepdim=True).relu()
     heat = interpolate(heat.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     highest = heat.amax(dim=(1, 2), keepdim=True)
     return (heat / highest.clamp_min(torch.finfo(heat.dtype).tiny)).cpu().numpy()
@@ -58,7 +58,7 @@ def draw_heat(face: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Return a face uint8 [H, W, 3] and, beside it, the same under its heat map [S, S]: uint8 [H, 2 W, 3]."""
     height, width = face.shape[:2]
     scaled = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-    colours = matplotlib.colormaps["turbo"](np.clip(np.asarray(scaled), 0, 1))[..., :3] * 255
+    colours = colormap("turbo")(np.clip(np.asarray(scaled), 0, 1))[..., :3] * 255
     mixed = (1 - STRENGTH) * face + STRENGTH * colours
     return np.concatenate([face, np.round(mixed).astype(np.uint8)], axis=1)
 

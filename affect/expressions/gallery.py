@@ -7,19 +7,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
 from affect.core.files import atomic_write
+from affect.core.plots import new_figure, save_figure
 from affect.core.schema import check_name
 from affect.expressions.evaluation import Evaluation
-from affect.expressions.predict import LEAST, NONE
-from affect.expressions.scores import TRUE
+from affect.expressions.samples import NONE, SEEN
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 WIDTH = 24
 """Letters of a line below a face."""
@@ -66,8 +66,8 @@ def _case(evaluation: Evaluation, i: int, classes: Sequence[str], multi_label: b
     if not multi_label:
         return Case(evaluation.names[i], row, row, classes[said.argmax()], float(said.max()))
     true, predicted = (
-        ", ".join(name for name, value in zip(classes, values, strict=True) if value >= least) or NONE
-        for values, least in ((evaluation.targets[i], TRUE), (said, LEAST))
+        ", ".join(name for name, value in zip(classes, values, strict=True) if value >= SEEN) or NONE
+        for values in (evaluation.targets[i], said)
     )
     return Case(evaluation.names[i], row, true, predicted, float(np.maximum(said, 1 - said).min()))
 
@@ -83,9 +83,8 @@ def draw_gallery(path: Path, cases: Sequence[Case], read: Callable[[str], np.nda
     per_row = Counter((case.row, case.right) for case in cases)
     sides = {right: max(per_row[row, right] for row in rows) for right in (True, False)}
     columns = sum(sides.values())
-    figure, grid = plt.subplots(
-        len(rows), columns, figsize=(1.65 * columns + 0.9, 2.15 * len(rows) + 0.7), squeeze=False
-    )
+    size = (1.65 * columns + 0.9, 2.15 * len(rows) + 0.7)
+    figure, grid = new_figure(size, len(rows), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for line, row in zip(grid, rows, strict=True):
@@ -100,13 +99,10 @@ def draw_gallery(path: Path, cases: Sequence[Case], read: Callable[[str], np.nda
         grid[0][sides[True]].set_title("surest wrong", loc="left", fontsize=10, color=_WRONG)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.12 / len(rows)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
-    return path
+    return save_figure(figure, path, dpi=110)
 
 
-def _draw_case(axes: plt.Axes, case: Case, picture: np.ndarray) -> None:
+def _draw_case(axes: Axes, case: Case, picture: np.ndarray) -> None:
     axes.set_axis_on()
     side = max(picture.shape[:2])
     axes.imshow(picture)

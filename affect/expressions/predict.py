@@ -13,13 +13,10 @@ from torch import Tensor
 from affect.expressions.image_files import to_input
 from affect.expressions.models import ExpressionModel
 from affect.expressions.network_file import ModelCard
+from affect.expressions.samples import NONE, SEEN
 
 Corners = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels of the image; right and bottom are the first ones outside."""
-LEAST = 0.5
-"""Probability from which on an independent (multi-label) class counts as seen."""
-NONE = "none"
-"""What a face is called where no independent class counts as seen."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def name_expressions(
         label = max(values, key=values.__getitem__)
         probability = values[label]
         if card.multi_label:
-            seen = [name for name in sorted(values, key=values.__getitem__, reverse=True) if values[name] >= LEAST]
+            seen = [name for name in sorted(values, key=values.__getitem__, reverse=True) if values[name] >= SEEN]
             label = ", ".join(seen) or NONE
         predictions.append(FacePrediction(corners, label, probability, values, bool(flat)))
     return predictions

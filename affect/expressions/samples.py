@@ -13,6 +13,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 GRAY_MEAN = (0.5077,)
 GRAY_STD = (0.2550,)
 """Mean and deviation of FER2013's training pixels, in units of 255."""
+SEEN = 0.5
+"""Probability, or share of the votes, from which on an independent (multi-label) class counts as seen."""
+NONE = "none"
+"""What a face is called where no independent class counts as seen."""
 
 
 @dataclass(frozen=True)

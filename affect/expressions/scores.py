@@ -10,43 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.metrics import average_precision_score
 
 from affect.core.plots import draw_bars, draw_confusion
 from affect.evaluate.classification import classification_scores, confusion, recall_and_precision
 from affect.evaluate.report import Report, ResultTable
 from affect.expressions.calibration import Reliability, draw_reliability, reliability
-from affect.expressions.evaluation import Evaluation
-from affect.expressions.predict import LEAST
+from affect.expressions.samples import SEEN
 
-TRUE = 0.5
-"""Share of the votes, or truth, from which on a class is true of an image (multi-label)."""
-
-
-@dataclass(frozen=True)
-class ClassScores:
-    """Scores of each class, [L] each; NaN where they are not defined."""
-
-    f1: np.ndarray
-    recall: np.ndarray
-    precision: np.ndarray
-    n: np.ndarray
-    """Images of which the class is true."""
-    average_precision: np.ndarray | None = None
-    """Area under precision over recall, multi-label only; NaN for a class that is true of no image."""
-
-    def rows(self, classes: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the scores of each class by name."""
-        columns = {"f1": self.f1, "recall": self.recall, "precision": self.precision}
-        if self.average_precision is not None:
-            columns["average_precision"] = self.average_precision
-        return [
-            {"label": name, **{key: float(values[i]) for key, values in columns.items()}, "n": int(self.n[i])}
-            for i, name in enumerate(classes)
-        ]
+if TYPE_CHECKING:  # scores of labels that are there already need no torch
+    from affect.expressions.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
@@ -55,7 +30,8 @@ class ExpressionScores:
 
     means: dict[str, float]
     """Name -> score over all images."""
-    per_class: ClassScores
+    per_class: dict[str, np.ndarray]
+    """Name -> scores of the classes [L], NaN where they are not defined; n: images of which a class is true."""
     calibration: Reliability
     counts: np.ndarray | None
     """[L, L + 1] as `affect.evaluate.classification.confusion` has it; None for multi-label."""
@@ -72,22 +48,35 @@ def predicted_labels(probabilities: np.ndarray, classes: Sequence[str]) -> list[
     return [classes[row.argmax()] if fine else None for row, fine in zip(probabilities, known, strict=True)]
 
 
-def _one_label(evaluation: Evaluation, classes: Sequence[str]) -> ExpressionScores:
-    truth = [classes[label] for label in evaluation.labels]
-    counts = confusion(truth, predicted_labels(evaluation.probabilities, classes), classes)
+def scores_of_counts(counts: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Return the means, and the scores of each class, of counts as `confusion` has them."""
     scores = classification_scores(counts)
     recall, precision = recall_and_precision(counts)
-    probabilities = evaluation.probabilities
+    means = {name: getattr(scores, name) for name in ("acc", "macro_f1", "uar", "waf")}
+    return means, {"f1": scores.f1, "recall": recall, "precision": precision, "n": counts.sum(axis=1)}
+
+
+def class_rows(per_class: dict[str, np.ndarray], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the scores of each class by name, its own as `label`."""
+    columns = zip(classes, *(values.tolist() for values in per_class.values()), strict=True)
+    return [dict(zip(("label", *per_class), column, strict=True)) for column in columns]
+
+
+def _one_label(evaluation: Evaluation, classes: Sequence[str]) -> ExpressionScores:
+    truth, probabilities = [classes[label] for label in evaluation.labels], evaluation.probabilities
+    counts = confusion(truth, predicted_labels(probabilities, classes), classes)
+    means, per_class = scores_of_counts(counts)
     right = np.nan_to_num(probabilities).argmax(axis=1) == evaluation.labels
     calibration = reliability(probabilities.max(axis=1, initial=0), right)
-    means = {"acc": scores.acc, "macro_f1": scores.macro_f1, "uar": scores.uar, "waf": scores.waf}
     means |= {"ece": calibration.ece, "loss": evaluation.loss}
-    return ExpressionScores(means, ClassScores(scores.f1, recall, precision, counts.sum(axis=1)), calibration, counts)
+    return ExpressionScores(means, per_class, calibration, counts)
 
 
 def _many_labels(evaluation: Evaluation) -> ExpressionScores:
-    truth, said = evaluation.targets >= TRUE, evaluation.probabilities >= LEAST
-    right, true, answered = ((truth & said).sum(axis=0), truth.sum(axis=0), said.sum(axis=0))
+    from sklearn.metrics import average_precision_score  # slow to import
+
+    truth, said = evaluation.targets >= SEEN, evaluation.probabilities >= SEEN
+    right, true, answered = (values.sum(axis=0) for values in (truth & said, truth, said))
     with np.errstate(invalid="ignore"):
         f1, recall, precision = 2 * right / (true + answered), right / true, right / answered
     f1 = np.where(true > 0, f1, np.nan)
@@ -99,7 +88,8 @@ def _many_labels(evaluation: Evaluation) -> ExpressionScores:
     exact = float((truth == said).all(axis=1).mean()) if len(truth) else float("nan")
     means = {"macro_f1": _mean(f1), "map": _mean(areas), "exact_match": exact}
     means |= {"ece": calibration.ece, "loss": evaluation.loss}
-    return ExpressionScores(means, ClassScores(f1, recall, precision, true, areas), calibration, None)
+    per_class = {"f1": f1, "recall": recall, "precision": precision, "average_precision": areas, "n": true}
+    return ExpressionScores(means, per_class, calibration, None)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -115,8 +105,7 @@ def evaluation_report(
     shares = {key: value for key, value in scores.means.items() if key != "loss"}
     loss = f"{scores.means['loss']:.4f}"  # in nats: no share, so not to be shown in percent
     n = len(evaluation.names)
-    per_label = scores.per_class.rows(classes)
-    bins = scores.calibration.rows()
+    per_label, bins = class_rows(scores.per_class, classes), scores.calibration.rows()
     content = {
         **about,
         **scores.means,
@@ -135,8 +124,7 @@ def evaluation_report(
 
 def draw_evaluation(folder: Path, scores: ExpressionScores, classes: Sequence[str], title: str = "") -> list[Path]:
     """Draw confusion matrix (of one true class an image), bars of each class and reliability; return the paths."""
-    each = scores.per_class
-    bars = {"recall": each.recall, "precision": each.precision}
+    bars = {name: scores.per_class[name] for name in ("recall", "precision")}
     axes = ("confidence", "share right") if scores.counts is not None else ("probability of a class", "share true")
     drawn = [
         draw_bars(folder / "labels.png", classes, bars, title),

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from affect.core.typed_yaml import ConfigError
 from affect.expressions.config import ImageModelConfig
-from affect.expressions.counting import count_macs, count_parameters
 from affect.expressions.models import build_model
 from affect.expressions.models.transformer import Block
+from benchmarks.counting import count_macs, count_parameters
 
 KINDS = ["baseline", "cls_only", "cat_before_mlp", "cat_after_mlp", "add_patches", "expand"]
 LAST_NORM = 4 * 50 * 512

@@ -5,8 +5,8 @@ import torch
 
 from affect.core.typed_yaml import ConfigError
 from affect.expressions.config import ImageModelConfig
-from affect.expressions.counting import count_macs, count_parameters
 from affect.expressions.models import build_model
+from benchmarks.counting import count_macs, count_parameters
 
 
 def _build(**settings):

@@ -7,7 +7,7 @@ from PIL import Image
 from affect.core.failures import Failure
 from affect.expressions.evaluation import Evaluation
 from affect.expressions.gallery import draw_gallery, surest_cases, write_samples
-from affect.expressions.scores import draw_evaluation, evaluation_report, expression_scores
+from affect.expressions.scores import class_rows, draw_evaluation, evaluation_report, expression_scores
 
 CLASSES = ("angry", "happy", "sad")
 
@@ -33,7 +33,7 @@ def test_scores_of_one_label_are_those_of_the_hand():
     assert scores.means["macro_f1"] == pytest.approx(f1.mean()) and scores.means["uar"] == pytest.approx(2 / 3)
     assert scores.means["waf"] == pytest.approx(f1.mean()) and scores.means["loss"] == 0.7
     assert scores.counts.tolist() == [[2, 1, 0, 0], [0, 2, 1, 0], [0, 0, 0, 0]]
-    rows = scores.per_class.rows(CLASSES)
+    rows = class_rows(scores.per_class, CLASSES)
     assert rows[0]["n"] == 3 and rows[2]["n"] == 0 and np.isnan(rows[2]["f1"])
     # bins of a fifteenth: 0.5 | 0.6 | 0.8 | 0.9 three times, two of these right
     assert scores.means["ece"] == pytest.approx((0.5 + 0.4 + 0.8 + 3 * abs(0.9 - 2 / 3)) / 6)
@@ -54,7 +54,7 @@ def test_scores_of_several_labels_are_those_of_the_hand():
     # ranks of angry: 0.9 true, 0.7 false, 0.6 true; of happy: 0.9 true, 0.4 true
     assert scores.means["map"] == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
     assert scores.means["exact_match"] == pytest.approx(1 / 3) and "acc" not in scores.means
-    assert scores.counts is None and np.isnan(scores.per_class.average_precision[2])
+    assert scores.counts is None and np.isnan(scores.per_class["average_precision"][2])
     assert scores.calibration.counts.sum() == 9
 
 

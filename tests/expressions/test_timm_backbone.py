@@ -29,17 +29,17 @@ def _build(name: str, size: int = 64, **settings):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_classifies_and_shows_where(name):
-    size, maps = FAMILIES[name], []
+    size, seen = FAMILIES[name], []
     model = _build(name, size).eval()
-    model.cam_layer.register_forward_hook(lambda _layer, _inputs, output: maps.append(output))
+    model.cam_layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output))
     images = torch.randn(2, 3, size, size)
     features = model.features(images)
     assert features.shape == (2, model.feature_dim)
     logits = model.classify(features)
     assert logits.shape == (2, 5)
-    batch, channels, height, width = maps[0].shape
+    batch, channels, height, width = model.as_map(seen[0]).shape
     assert batch == 2 and height == width > 1 and channels > width
-    assert torch.autograd.grad(logits[:, 0].sum(), maps[0])[0].abs().max() > 0
+    assert torch.autograd.grad(logits[:, 0].sum(), seen[0])[0].abs().max() > 0
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
@@ -56,7 +56,7 @@ def test_features_are_those_of_the_plain_network(name):
 
 def test_patches_keep_their_places_in_the_map():
     model, maps = _build("vit_tiny_patch16_224").eval(), []
-    model.cam_layer.register_forward_hook(lambda _layer, _inputs, output: maps.append(output.detach()))
+    model.cam_layer.register_forward_hook(lambda _layer, _inputs, output: maps.append(model.as_map(output.detach())))
     images = torch.zeros(1, 3, 64, 64)
     model.net.pos_embed.data.zero_()
     for block in model.net.blocks:

@@ -15,7 +15,7 @@ from affect.expressions.models.cls_vit import Ir50Vit
 from affect.expressions.models.compact import Compact
 from affect.expressions.models.folding import fold_norms
 from affect.expressions.models.poster_v2 import PosterV2
-from affect.expressions.models.published import load_weights, require_files
+from affect.expressions.models.published import fill, load_weights, require_files
 from affect.expressions.network_file import ModelCard, find_model, read_network
 
 __all__ = ["ExpressionModel", "build_model", "check_settings", "for_prediction", "load_model"]
@@ -75,13 +75,7 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[ExpressionModel, 
     card, weights = read_network(path)
     bare = {"weights": None, "ir50_weights": None, "face_weights": None, "pretrained": False}
     model = build_model(card.model.model_copy(update=bare), len(card.classes))
-    expected = model.state_dict()
-    faults = sorted(expected.keys() ^ weights.keys())
-    faults += [name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape]
-    if faults:
-        path = find_model(path)
-        raise ValueError(f"{path}: the weights do not fit {card.model.arch} as its header describes it: {faults[0]}")
-    model.load_state_dict(weights)
+    fill(model, weights, find_model(path), f"{card.model.arch} as its header describes it")
     return for_prediction(model, device), card
 
 

@@ -26,8 +26,7 @@ class TimmBackbone(ExpressionModel):
         if config.grad_checkpointing and not _can_recompute(self.net):
             raise ConfigError(f"model.grad_checkpointing: timm's {config.backbone} has none; leave the option out")
         self.recompute = config.grad_checkpointing
-        layer, self.feature_dim = _try_out(self.net, config)
-        self._cam_layer = (layer,)  # in a tuple, since it is a part of the network already
+        self.feature_dim = _feature_dim(self.net, config)
         self.head = nn.Linear(self.feature_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
@@ -36,7 +35,21 @@ class TimmBackbone(ExpressionModel):
     @property
     def cam_layer(self) -> nn.Module:
         """The last layer with places that the classifier depends on."""
-        return self._cam_layer[0]
+        blocks = getattr(self.net, "blocks", None)
+        if hasattr(self.net, "num_prefix_tokens") and blocks is not None and hasattr(blocks[-1], "norm1"):
+            return blocks[-1].norm1  # the last block's patches do not reach a classifier that reads the class token
+        stages = getattr(self.net, "feature_info", None)
+        if stages:
+            return self.net.get_submodule(stages[-1]["module"])
+        return [module for module in self.net.modules() if isinstance(module, nn.Conv2d)][-1]
+
+    def as_map(self, output: Tensor) -> Tensor:
+        """Return patches among tokens [B, N, C], or a map whose channels are last, as a map [B, C, h, w]."""
+        if output.ndim == 3:
+            patches = output[:, getattr(self.net, "num_prefix_tokens", 0) :].transpose(1, 2)
+            return patches.unflatten(2, (round(patches.shape[2] ** 0.5), -1))
+        channels_last = output.ndim == 4 and output.shape[1] == output.shape[2] != output.shape[3]
+        return output.permute(0, 3, 1, 2) if channels_last else output
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """Switch between training and use; activations are computed anew in training only."""
@@ -48,26 +61,6 @@ class TimmBackbone(ExpressionModel):
     def features(self, images: Tensor) -> Tensor:
         """Return the pooled vector before the classifier: [B, 3, S, S] -> [B, feature_dim]."""
         return self.net.forward_head(self.net.forward_features(images), pre_logits=True)
-
-
-class TokensAsMap(nn.Module):
-    """Shows the patches among tokens, or a map with its channels last, as a map [B, C, h, w] to Grad-CAM.
-
-    Hooked to a layer of timm's whose output has another layout; gives that layer's output back as it was.
-    """
-
-    def __init__(self, prefix: int) -> None:
-        super().__init__()
-        self.prefix = prefix
-        self.map = nn.Identity()
-
-    def forward(self, _layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        if output.ndim == 4:
-            return self.map(output.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        first, patches = output[:, : self.prefix], output[:, self.prefix :].transpose(1, 2)
-        side = round(patches.shape[2] ** 0.5)
-        shown = self.map(patches.unflatten(2, (side, side)))
-        return torch.cat([first, shown.flatten(2).transpose(1, 2)], dim=1)
 
 
 def _create(config: ImageModelConfig) -> nn.Module:
@@ -110,11 +103,8 @@ def _can_recompute(net: nn.Module) -> bool:
     return True
 
 
-def _try_out(net: nn.Module, config: ImageModelConfig) -> tuple[nn.Module, int]:
-    """Run an empty picture and return the layer for Grad-CAM and the width of the features."""
-    layer = _last_layer_with_places(net)
-    seen: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output))
+def _feature_dim(net: nn.Module, config: ImageModelConfig) -> int:
+    """Return the width of the vector that the network makes of an empty picture."""
     size = config.input_size
     net.eval()
     try:
@@ -125,27 +115,8 @@ def _try_out(net: nn.Module, config: ImageModelConfig) -> tuple[nn.Module, int]:
             f"model.img_size {size}: {config.backbone} cannot read pictures of {size}x{size} "
             f"({str(error).splitlines()[0]})"
         ) from None
-    finally:
-        hook.remove()
     if vector.ndim != 2:
         raise ConfigError(
             f"model.backbone {config.backbone}: expected one vector a picture, found {list(vector.shape)}"
         )
-    output = seen[0]
-    channels_last = output.ndim == 4 and output.shape[1] == output.shape[2] != output.shape[3]
-    if output.ndim == 3 or channels_last:
-        shown = TokensAsMap(getattr(net, "num_prefix_tokens", 0))
-        layer.register_forward_hook(shown)
-        layer = shown.map
-    return layer, vector.shape[1]
-
-
-def _last_layer_with_places(net: nn.Module) -> nn.Module:
-    """Return the layer whose output is the last with places that the classifier depends on."""
-    blocks = getattr(net, "blocks", None)
-    if hasattr(net, "num_prefix_tokens") and blocks is not None and hasattr(blocks[-1], "norm1"):
-        return blocks[-1].norm1  # the last block's patches do not reach a classifier that reads the class token
-    stages = getattr(net, "feature_info", None)
-    if stages:
-        return net.get_submodule(stages[-1]["module"])
-    return [module for module in net.modules() if isinstance(module, nn.Conv2d)][-1]
+    return vector.shape[1]

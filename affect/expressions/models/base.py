@@ -20,8 +20,12 @@ class ExpressionModel(nn.Module):
 
     @property
     def cam_layer(self) -> nn.Module:
-        """The layer whose map [B, C, h, w] is the last one with places: what Grad-CAM looks at."""
+        """The last layer whose output has places: what Grad-CAM looks at."""
         raise NotImplementedError
+
+    def as_map(self, output: Tensor) -> Tensor:
+        """Return the output of that layer as a map [B, C, h, w]."""
+        return output
 
     def features(self, images: Tensor) -> Tensor:
         """Return the vector before the classifier: [B, C, S, S] -> [B, feature_dim]."""

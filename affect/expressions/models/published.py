@@ -33,24 +33,21 @@ Rename = Callable[[str], str | None]
 Weights = dict[str, Tensor]
 
 
+_WHAT = {
+    "weights": "weights of {arch}",
+    "ir50_weights": "the published weights of IR-50 (ir50.pth)",
+    "face_weights": "the published weights of MobileFaceNet (mobilefacenet_model_best.pth.tar)",
+}
+"""Setting that names a file -> what is in it."""
+
+
 def require_files(config: ImageModelConfig) -> None:
     """Raise ConfigError, with where to put it, for the first file of weights that is not there."""
-    for path, key, what in _files(config):
-        if not path.exists():
-            raise ConfigError(f"{path}: no such file; put {what} there, or set {key} to where it is")
-
-
-def _files(config: ImageModelConfig) -> list[tuple[Path, str, str]]:
-    named = (
-        (config.weights, "model.weights", f"weights of {config.arch}"),
-        (config.ir50_weights, "model.ir50_weights", "the published weights of IR-50 (ir50.pth)"),
-        (
-            config.face_weights,
-            "model.face_weights",
-            "the published weights of MobileFaceNet (mobilefacenet_model_best.pth.tar)",
-        ),
-    )
-    return [(Path(path), key, what) for path, key, what in named if path]
+    for key, what in _WHAT.items():
+        path = getattr(config, key)
+        if path and not Path(path).exists():
+            what = what.format(arch=config.arch)
+            raise ConfigError(f"{path}: no such file; put {what} there, or set model.{key} to where it is")
 
 
 def load_weights(model: ExpressionModel, config: ImageModelConfig) -> None:
@@ -61,16 +58,15 @@ def load_weights(model: ExpressionModel, config: ImageModelConfig) -> None:
     require_files(config)
     if config.weights:
         path, weights = _whole_network(config, model)
-        _fill(model, _without_other_head(model, weights, path), path, config.arch)
+        fill(model, _without_other_head(model, weights, path), path, f"{config.arch} as configured")
     if config.ir50_weights:
-        path = Path(config.ir50_weights)
         poster = config.arch == "poster_v2"
-        weights = rename(read_pickled(path), ir50_name if poster else iresnet_name)
-        net = model.image_net
-        _fill(net, _of_used_layers(weights, net), path, "face.evoLVe's IR-50" if poster else "insightface's iresnet50")
+        name_of, what = (ir50_name, "face.evoLVe's IR-50") if poster else (iresnet_name, "insightface's iresnet50")
+        weights = rename(read_pickled(Path(config.ir50_weights)), name_of)
+        fill(model.image_net, _of_used_layers(weights, model.image_net), config.ir50_weights, what)
     if config.face_weights:
-        path = Path(config.face_weights)
-        _fill(model.face_net, rename(read_pickled(path), face_net_name), path, "MobileFaceNet")
+        weights = rename(read_pickled(Path(config.face_weights)), face_net_name)
+        fill(model.face_net, weights, config.face_weights, "MobileFaceNet")
 
 
 def read_pickled(path: Path) -> Weights:
@@ -118,11 +114,9 @@ def rename(weights: Mapping[str, Tensor], name_of: Rename) -> Weights:
 class _Inert:
     """Stands for what the authors' training script pickles beside the weights, its records; holds nothing."""
 
-    def __init__(self, *_args: Any) -> None:
-        pass
+    def __init__(self, *_args: Any) -> None: ...
 
-    def __setstate__(self, _state: Any) -> None:
-        pass
+    def __setstate__(self, _state: Any) -> None: ...
 
 
 _RECORDS = ["__main__.RecorderMeter", "__main__.RecorderMeter1", "numpy.ndarray", "numpy.dtype"]
@@ -133,30 +127,21 @@ _HARMLESS = [(_Inert, name) for name in _RECORDS]
 def _whole_network(config: ImageModelConfig, model: ExpressionModel) -> tuple[Path, Weights]:
     """Return the file of a whole network and its weights under the names here."""
     path = Path(config.weights or "")
-    if config.arch == "timm" and path.suffix == ".safetensors" and not is_network(path):  # as timm's hub has them
-        return path, rename(_read_plain(path), lambda key: _timm_name(key, model))
-    if path.is_dir() or path.suffix == ".safetensors":
-        try:
-            path = find_model(path)
-            found = read_card(path).model
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        if found.arch != config.arch:
-            raise ConfigError(f"{path}: expected weights of {config.arch}, as model.arch says, found {found.arch}")
-        return path, load_file(path)
-    weights = read_pickled(path)
-    if config.arch == "poster_v2":
-        return path, rename(weights, poster_v2_name)
-    if config.arch == "timm":
-        return path, rename(weights, lambda key: _timm_name(key, model))
-    return path, weights
-
-
-def _read_plain(path: Path) -> Weights:
+    name_of: Rename = {"poster_v2": poster_v2_name, "timm": lambda key: _timm_name(key, model)}.get(config.arch, str)
+    if not path.is_dir() and path.suffix != ".safetensors":
+        return path, rename(read_pickled(path), name_of)
     try:
-        return load_file(path)
+        if config.arch == "timm" and path.is_file() and not is_network(path):  # as timm's hub has them
+            return path, rename(load_file(path), name_of)
+        path = find_model(path)
+        found = read_card(path).model
     except SafetensorError as error:
         raise ConfigError(f"{path}: expected weights in safetensors, but they cannot be read ({error})") from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if found.arch != config.arch:
+        raise ConfigError(f"{path}: expected weights of {config.arch}, as model.arch says, found {found.arch}")
+    return path, load_file(path)
 
 
 def _timm_name(key: str, model: ExpressionModel) -> str:
@@ -188,18 +173,16 @@ def _of_used_layers(weights: Weights, net: Ir50) -> Weights:
     return {name: weight for name, weight in weights.items() if used(name)}
 
 
-def _fill(net: nn.Module, weights: Weights, path: Path, what: str) -> None:
+def fill(net: nn.Module, weights: Weights, path: str | Path, what: str) -> None:
+    """Give a network the weights of a file (raises ConfigError where one is missing, unknown or of another shape)."""
     expected = net.state_dict()
-    faults = [f"{name} is missing" for name in expected if name not in weights and not name.endswith(_COUNTER)]
+    # counters of batches, which older files lack, nothing reads
+    faults = [f"{name} is missing" for name in expected if name not in weights and not name.endswith("batches_tracked")]
     faults += [f"{name} has no place in it" for name in weights if name not in expected]
     for name in expected.keys() & weights.keys():
         if weights[name].shape != expected[name].shape:
             faults.append(f"{name} is {list(weights[name].shape)}, expected {list(expected[name].shape)}")
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
-        raise ConfigError(f"{path}: not the weights of {what} as configured: {faults[0]}{more}")
+        raise ConfigError(f"{path}: not the weights of {what}: {faults[0]}{more}")
     net.load_state_dict(weights, strict=False)
-
-
-_COUNTER = "num_batches_tracked"
-"""Counters of batches, which older files lack and nothing reads."""

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from affect.expressions.counting import count_macs, count_parameters
 from affect.expressions.models.poster_v2 import WindowCrossAttention
+from benchmarks.counting import count_macs, count_parameters
 
 
 @pytest.mark.parametrize(
