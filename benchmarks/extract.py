@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,13 @@ import torch
 
 from affect.core.au_json import find_au_json, read_au_json, sentences
 from affect.core.schema import STORED_MODALITIES, Modality
-from affect.features.store import FeatureSpec
-from extractors.media.decode import list_videos
-from extractors.run.clip import Sources, prepare_clip
-from extractors.run.driver import ENCODER_BATCH, RunReport
-from extractors.run.driver import run as run_plan
-from extractors.run.journal import FOLDER
-from extractors.run.planning import Plan, Planner
-from extractors.run.session import Session, Settings
+from extractors.media.files import list_videos
+from extractors.run.clip import prepare_clip
+from extractors.run.driver import run as run_session
+from extractors.run.encode import ENCODER_BATCH
+from extractors.run.journal import FOLDER, RunReport
+from extractors.run.session import Session
+from extractors.run.settings import Settings
 
 WRITER = "benchmark"
 
@@ -55,11 +53,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         settings = Settings(
             dataset="benchmark",
             save_root=root / "features",
-            sources=Sources(
-                video_root=root / "video",
-                openface_root=root / "openface" if args.openface_root else None,
-                au_root=root / "au_json",
-            ),
+            video_root=root / "video",
+            openface_root=root / "openface" if args.openface_root else None,
+            au_root=root / "au_json",
             streams=STORED_MODALITIES if args.openface_root else STORED_MODALITIES[:3],
             visual_encoder=args.visual_encoder,
             acoustic_encoder=args.acoustic_encoder,
@@ -68,14 +64,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             workers=args.num_workers,
             progress=False,
         )
-        session = Session(settings)
-        plan = session.plan(names, WRITER)  # loads the weights, so that the clock is for clips alone
-        encode_alone(replace(plan, specs=_without_au(plan)), session, names[:1])  # first calls choose kernels
-        with memory_watch(plan) as memory:
-            report = run_plan(plan, session.describe, session.encoder)
+        session = Session(settings, WRITER)
+        # loads the weights and lets first calls choose kernels, so that the clock is for clips alone
+        encode_alone(session, names[:1], [stream for stream in session.specs if stream != Modality.AU])
+        with memory_watch(session) as memory:
+            report = run_session(session, names)
         figures = figures_of(report, args) | {"memory_mb": memory_of(memory)}
         if args.compare_bare:
-            bare = encode_alone(plan, session, names)
+            bare = encode_alone(session, names, list(session.specs))
             figures["bare_encoders_s"] = round(bare, 3)
             figures["wall_over_bare_encoders"] = round(report.seconds["total"] / bare, 3)
         return figures
@@ -114,7 +110,7 @@ def figures_of(report: RunReport, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "benchmark": "extract",
         "clips": report.clips,
-        "failed": len({name for name, _, _ in report.failures}),
+        "failed": len({failure.name for failure in report.failures}),
         "encoders": [args.visual_encoder, args.acoustic_encoder, args.au_encoder],
         "device": args.device,
         "workers": args.num_workers,
@@ -129,33 +125,29 @@ def figures_of(report: RunReport, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def encode_alone(plan: Plan, session: Session, names: list[str]) -> float:
+def encode_alone(session: Session, names: list[str], streams: list[Modality]) -> float:
     """Return the seconds that the encoders take for clips whose arrays are already there."""
-    encoders = {stream: session.encoder(stream) for stream in plan.specs}
-    planner = Planner(replace(plan, overwrite=True), {}, {stream: each.prepare for stream, each in encoders.items()})
+    settings, media = session.settings, tuple(stream for stream in streams if stream != Modality.AU)
     seconds = 0.0
     for start in range(0, len(names), ENCODER_BATCH):
         chunk = names[start : start + ENCODER_BATCH]
-        batch = [prepare_clip(replace(planner.task(name)[0], au=None)) for name in chunk]
-        for stream, encoder in encoders.items():
+        batch = [prepare_clip(session.task(name, media)) for name in chunk]
+        for stream in streams:
             if stream == Modality.AU:
-                items = [sentences(read_au_json(find_au_json(plan.sources.au_root, plan.dataset, n))) for n in chunk]
+                items = [sentences(read_au_json(find_au_json(settings.au_root, settings.dataset, n))) for n in chunk]
             else:
-                items = [clip.media.items[stream] for clip in batch]
+                items = [clip.items[stream] for clip in batch]
+            encoder = session.encoder(stream)
             begin = time.monotonic()
             encoder(items)
             seconds += time.monotonic() - begin
     return seconds
 
 
-def _without_au(plan: Plan) -> dict[Modality, FeatureSpec]:
-    return {stream: spec for stream, spec in plan.specs.items() if stream != Modality.AU}
-
-
 @contextmanager
-def memory_watch(plan: Plan, every: float = 0.2) -> Iterator[list[tuple[int, float, float]]]:
+def memory_watch(session: Session, every: float = 0.2) -> Iterator[list[tuple[int, float, float]]]:
     """Note (clips done, MiB of this process, MiB of its workers) again and again while the block runs."""
-    log = plan.store.root / FOLDER / f"{WRITER}.jsonl"
+    log = session.store.root / FOLDER / f"{WRITER}.jsonl"
     samples: list[tuple[int, float, float]] = []
     ended = threading.Event()
 

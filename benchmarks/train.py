@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from affect.cli.live import live_stores
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Batch
 from affect.data.config import Config
@@ -33,7 +34,6 @@ from benchmarks.world import (
     matmul_tflops,
     peak_memory,
 )
-from extractors.run.live import live_stores
 
 WARM_UP = 3
 BLOCK = 5

@@ -25,7 +25,7 @@ from extractors.au.backends import check_backend
 from extractors.au.landmarks import LEAST_R, landmark_table
 from extractors.au.openface import read_openface
 from extractors.au.pyfeat import pyfeat_table
-from extractors.media.decode import find_video
+from extractors.media.files import find_video
 
 TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {"mediapipe": landmark_table, "pyfeat": pyfeat_table}
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -47,20 +46,19 @@ from affect.answer.files import (
 )
 from affect.answer.setup import answered_datasets, find_checkpoints, trained_config
 from affect.answer.vllm import VllmWriter
-from affect.cli.au_fill import fill_sentences, sentence_maker
+from affect.cli import answer_clip
+from affect.cli.au_fill import fill_sentences
+from affect.cli.live import open_store, warn_of_other_faces
 from affect.core.au_json import AuAnalysis, find_au_json, read_au_json
 from affect.core.layouts import LAYOUTS
-from affect.core.schema import Clip, Modality
+from affect.core.schema import Modality
 from affect.data.config import Config, ConfigError, DatasetConfig, load_config
 from affect.data.dataset import ClipDataset
 from affect.data.known_datasets import dataset_name
 from affect.data.manifest import read_clips
 from affect.expressions.config import is_fer_config
-from affect.faces.finders import face_finder_name
 from affect.models.affectgpt import AffectGPT
-from extractors.au.openface import EXECUTABLE_VARIABLE
-from extractors.run.clip import Sources, extract_clip
-from extractors.run.live import LiveFeatures, open_store, shared_encoder, warn_of_other_faces
+from extractors.run.live import LiveFeatures
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(config.inference.base_root)
         if args.attention:
             answerer.look = AttentionWriter(model, folder / "clips-attention")
-        answer = answer_clip(args, answerer, section)
+        answer = answer_clip.answer_clip(args, answerer, section, LABELS if args.no_reasoning else REASONING)
         show(console, answer)
         write_answers(folder / "clips.jsonl", [answer])
         return 0
@@ -121,12 +119,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="make answers anew that are there")
     add("--attention", action="store_true", help="keep and draw what the queries of the pre-fusion read of each clip")
     add("--show", type=int, default=5, help="answers of a data set to print, and clips to draw the attention of")
-    add("--video", type=Path, help="answer for this clip instead of a data set")
-    add("--audio", type=Path, help="its sound; default: that of the video")
-    add("--subtitle", default="", help="the words spoken in it")
-    add("--openface_csv", type=Path, help="its OpenFace table")
-    add("--openface_executable", help=f"measure it with this binary; default: {EXECUTABLE_VARIABLE}")
-    return parser.parse_args(arguments)
+    answer_clip.add_arguments(parser)
+    args = parser.parse_args(arguments)
+    answer_clip.check_arguments(parser, args)
+    return args
 
 
 def ckpt_root(config: Config, cfg_path: str) -> str:
@@ -226,30 +222,6 @@ def answers_of(answerer: Answerer, dataset: ClipDataset, kind: str, console: Con
         if position < shown:
             show(console, answer)
         yield answer
-
-
-def answer_clip(args: argparse.Namespace, answerer: Answerer, section: DatasetConfig) -> Answer:
-    """Extract one clip's features as a data set's would be, and answer."""
-    clip = Clip(name=args.video.stem, dataset="clip", subtitle=args.subtitle)
-    sources = Sources(openface_executable=args.openface_executable or os.environ.get(EXECUTABLE_VARIABLE))
-    streams = LAYOUTS[section.face_or_frame].needed
-    specs = {stream: section.spec(stream, answerer.config.model.feature_dim(stream)) for stream in streams}
-    device = str(next(answerer.model.parameters()).device)
-    warn_of_other_faces(answerer.config, face_finder_name())
-    features, analysis = extract_clip(
-        args.video,
-        args.audio,
-        args.openface_csv,
-        sources,
-        specs,
-        sentence_maker(answerer.config.model),
-        lambda stream: shared_encoder(stream, specs[stream].encoder, device),
-        section.frame_sampling,
-        section.frame_n_frms,
-    )
-    kind = LABELS if args.no_reasoning else REASONING
-    (answer,) = answerer.answer([clip], [features], kind)
-    return with_action_units(answer, analysis) if analysis else answer
 
 
 def report_failures(failures: list[tuple[str, str]], config: Config, console: Console) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from affect.cli.live import extraction_settings
 from affect.core.au_json import find_au_json, read_au_json, sentences
 from affect.core.device import pick_device
 from affect.core.layouts import LAYOUTS
@@ -19,9 +20,9 @@ from affect.data.manifest import read_clips
 from affect.features.store import FeatureStore
 from extractors.au.agent import build_agent
 from extractors.au.templates import describe_clips
-from extractors.run.clip import Describe, Sources
 from extractors.run.driver import run
-from extractors.run.session import Session, Settings
+from extractors.run.encode import Describe
+from extractors.run.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -85,24 +86,18 @@ def _fill(
     device = str(pick_device(model.au_agent_device, "model.au_agent_device"))
     if lacking:
         logger.info("data set %s: %s describes %d clips on %s", name, model.au_agent_base_model, lacking, device)
-    session = Session(
-        Settings(
-            dataset=dataset_name(name),
-            save_root=Path(section.preextracted_root),
-            sources=Sources(au_root=Path(section.mer_factory_output)),
-            streams=(Modality.AU,),
-            stages=stages,
-            au_encoder=section.au_encoder,
-            au_maker=model.au_agent_base_model,
-            au_adapter=model.au_agent_lora_weights,
-            sampling=section.frame_sampling,
-            frame_count=section.frame_n_frms,
-            device=device,
-        )
+    settings = extraction_settings(
+        dataset_name(name),
+        section,
+        streams=(Modality.AU,),
+        stages=stages,
+        au_maker=model.au_agent_base_model,
+        au_adapter=model.au_agent_lora_weights,
+        device=device,
     )
-    describe = session.describe if lacking else describe_clips
-    report = run(session.plan(names, writer="au_agent"), describe, session.encoder)
-    del session, describe
+    session = Session(settings, "au_agent", describe=None if lacking else describe_clips)
+    report = run(session, names)
+    del session
     gc.collect()
     if device != "cpu":
         torch.cuda.empty_cache()

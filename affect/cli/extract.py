@@ -16,26 +16,24 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import astuple, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from affect.core.schema import STORED_MODALITIES, Modality, check_name
-from affect.data.manifest import read_table
-from affect.faces.finders import face_finder_name
-from extractors.au.backends import AU_BACKENDS, check_backend
-from extractors.au.openface import EXECUTABLE_VARIABLE
-from extractors.media.decode import VIDEO_SUFFIXES, list_videos
-from extractors.run.clip import Sources
-from extractors.run.driver import RunReport, run, sum_up
-from extractors.run.journal import FAILURE_TABLE
-from extractors.run.planning import STAGES, Plan, shard
-from extractors.run.session import TEMPLATES, Session, Settings
+from extractors.au.backends import AU_BACKENDS, EXECUTABLE_VARIABLE, check_backend
+from extractors.media.files import VIDEO_SUFFIXES, list_videos
+from extractors.run.settings import STAGES, TEMPLATES, Settings
 
-SHOWN_FAILURES = 20
+if TYPE_CHECKING:  # --help opens at once
+    from extractors.run.journal import RunReport
+    from extractors.run.session import Session
+
+SHOWN_FAILURES, FAILURE_TABLE = 20, "failures.csv"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,17 +41,27 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    check_installed(args)
     if args.devices:
         return run_on_devices(args, arguments)
     settings = settings_of(args)
-    names = shard(clip_names(args), args.shard_index, args.num_shards)
-    writer = f"{args.shard_index}of{args.num_shards}"
+    names = clip_names(args)
+
+    from extractors.run.driver import run, sum_up
+    from extractors.run.planning import shard
+    from extractors.run.session import Session
+
+    names = shard(names, args.shard_index, args.num_shards)
+    session = Session(settings, writer=f"{args.shard_index}of{args.num_shards}")
     if args.engine == "ray":
-        return run_on_ray(settings, names, writer, args.actors)
-    session = Session(settings)
-    plan = session.plan(names, writer)
-    report = run(plan, session.describe, session.encoder)
-    print_summary(plan, report)
+        from extractors.run.ray_engine import run_on_ray
+
+        # the pool draws no bars: Ray shows its own
+        report = run_on_ray(replace(settings, progress=False), names, args.actors)
+        sum_up(session, names, report)
+    else:
+        report = run(session, names)
+    print_summary(session, report)
     return 1 if report.failures or report.stopped else 0
 
 
@@ -68,14 +76,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--csv_column", default="name", help="column with clip names")
     add("--video_root", type=Path)
     add("--audio_root", type=Path, help="sound files; default: the sound of the videos")
-    add("--face_root", type=Path, help="face arrays {name}.npy or {name}/{name}.npy; default: found in the videos")
-    add("--openface_root", type=Path, help="OpenFace tables {name}.csv; new ones are put there")
-    add("--openface_executable", help=f"FeatureExtraction binary; default: {EXECUTABLE_VARIABLE}")
-    add("--openface_args", default="", help='passed on to it, e.g. "-mloc model/main_ceclm_general.txt"')
-    add("--au_backend", default="openface", choices=AU_BACKENDS, help="what measures action units")
+    add_clip_flags(parser)
     add(
         "--mer-factory-output",
         "--mer_factory_output",
+        dest="au_root",
         type=Path,
         help="root of the AU JSON files; default: {save_root}/au_json",
     )
@@ -99,14 +104,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--au_maker", default=TEMPLATES, help="templates, or a language model's folder or hub id")
     add("--au_adapter", help="PEFT adapter of that language model")
     add("--au_agent_backend", default="hf", choices=["hf", "vllm"], help="what runs that language model")
-    add("--frame_sampling", default="uniform", choices=["uniform", "headtail", "emotion_peak"])
-    add("--frame_n_frms", type=_positive, default=8)
+    add("--frame_n_frms", dest="frame_count", type=_positive, default=8)
     add("--clips_per_video", type=_positive, default=8, help="sound clips of 2 s")
-    add("--face_finder", default="auto", choices=["auto", "opencv", "mediapipe"])
     add("--dtype", default="float32", choices=["float32", "float16"], help="numbers that features are stored in")
     add("--device", default="cpu", help="where encoders and language model run, e.g. cuda:0")
     add("--devices", type=_devices, default=(), help="several, e.g. cuda:0,cuda:1: a process and a shard for each")
-    add("--num_workers", type=_positive, default=2, help="processes that decode clips, for each device")
+    add("--num_workers", dest="workers", type=_positive, default=2, help="processes that decode clips, for each device")
     add("--time_limit", type=_seconds, default=60.0, help="seconds that measuring and decoding one clip may take")
     add("--num-shards", "--num_shards", type=_positive, default=1, help="parts that the clips are divided into")
     add("--shard-index", "--shard_index", type=int, default=0, help="which of them to do, from 0")
@@ -114,53 +117,41 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--actors", type=_positive, help="size of that pool; default: what the cluster has room for")
     add("--overwrite", action="store_true", help="make anew what is there")
     add("--retry-failed", "--retry_failed", action="store_true", help="try unchanged clips again that failed before")
-    add("--no-progress", "--no_progress", action="store_true", help="draw no progress bar")
+    add("--no-progress", "--no_progress", dest="progress", action="store_false", help="draw no progress bar")
     args = parser.parse_args(arguments)
     check_name(args.dataset, "--dataset")
-    face_finder_name(args.face_finder)
-    check_backend(args.au_backend)
-    args.mer_factory_output = args.mer_factory_output or args.save_root / "au_json"
+    args.au_root = args.au_root or args.save_root / "au_json"
+    args.streams = STORED_MODALITIES if args.modality == "all" else (Modality(args.modality),)
     if args.devices and args.engine == "ray":
         parser.error("--devices names devices of this machine, but with --engine ray the cluster chooses; drop one")
     return args
 
 
+def add_clip_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags that say how any one clip is read, which `inference.py --video` has too."""
+    add = parser.add_argument
+    add("--face_root", type=Path, help="face arrays {name}.npy or {name}/{name}.npy; default: found in the videos")
+    add("--face_finder", default="auto", choices=["auto", "opencv", "mediapipe"])
+    add("--frame_sampling", dest="sampling", default="uniform", choices=["uniform", "headtail", "emotion_peak"])
+    add("--openface_root", type=Path, help="OpenFace tables {name}.csv; new ones are put there")
+    executable = os.environ.get(EXECUTABLE_VARIABLE) or None
+    add("--openface_executable", default=executable, help=f"FeatureExtraction binary; default: {EXECUTABLE_VARIABLE}")
+    help_on_args = 'passed on to it, e.g. "-mloc model/main_ceclm_general.txt"'
+    add("--openface_args", type=lambda text: tuple(text.split()), default=(), help=help_on_args)
+    add("--au_backend", default="openface", choices=AU_BACKENDS, help="what measures action units")
+
+
+def check_installed(args: argparse.Namespace) -> None:
+    """Raise ModuleNotFoundError where face finder or AU backend is asked for and absent."""
+    from affect.faces.finders import face_finder_name
+
+    face_finder_name(args.face_finder)
+    check_backend(args.au_backend)
+
+
 def settings_of(args: argparse.Namespace) -> Settings:
-    """Return the command line's settings under the names that the stages use."""
-    return Settings(
-        dataset=args.dataset,
-        save_root=args.save_root,
-        sources=Sources(
-            video_root=args.video_root,
-            audio_root=args.audio_root,
-            face_root=args.face_root,
-            openface_root=args.openface_root,
-            openface_executable=args.openface_executable or os.environ.get(EXECUTABLE_VARIABLE),
-            openface_args=tuple(args.openface_args.split()),
-            au_root=args.mer_factory_output,
-            au_backend=args.au_backend,
-        ),
-        streams=STORED_MODALITIES if args.modality == "all" else (Modality(args.modality),),
-        stages=args.stages,
-        visual_encoder=args.visual_encoder,
-        acoustic_encoder=args.acoustic_encoder,
-        au_encoder=args.au_encoder,
-        au_maker=args.au_maker,
-        au_adapter=args.au_adapter,
-        au_agent_backend=args.au_agent_backend,
-        sampling=args.frame_sampling,
-        frame_count=args.frame_n_frms,
-        clips_per_video=args.clips_per_video,
-        face_finder=args.face_finder,
-        device=args.device,
-        dtype=args.dtype,
-        workers=args.num_workers,
-        time_limit=args.time_limit,
-        ambiguous=ambiguous_names(args.video_root),
-        progress=not args.no_progress,
-        overwrite=args.overwrite,
-        retry_failed=args.retry_failed,
-    )
+    """Return the command line's settings; a flag's value is kept under the name that the stages use."""
+    return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
 
 
 def clip_names(args: argparse.Namespace) -> list[str]:
@@ -174,18 +165,14 @@ def clip_names(args: argparse.Namespace) -> list[str]:
                 f"{args.video_root}: expected a folder with videos ({', '.join(VIDEO_SUFFIXES)}), found none"
             )
         return names
+    from affect.data.manifest import read_table
+
     table = read_table(args.csv_path)
     if args.csv_column not in table:
         raise ValueError(
             f"{args.csv_path}: expected a column {args.csv_column!r}, found {', '.join(table)}; see --csv_column"
         )
     return list(dict.fromkeys(table[args.csv_column]))
-
-
-def ambiguous_names(video_root: Path | None) -> frozenset[str]:
-    """Return the clips that more than one video in a folder is named after."""
-    files = list_videos(video_root) if video_root else {}
-    return frozenset(name for name, count in files.items() if count > 1)
 
 
 def run_on_devices(args: argparse.Namespace, arguments: list[str]) -> int:
@@ -224,28 +211,15 @@ def only_device(device: str) -> tuple[str, dict[str, str]]:
     return "cuda:0", environment
 
 
-def run_on_ray(settings: Settings, names: list[str], writer: str, actors: int | None) -> int:
-    """Run the plan on a Ray cluster; return the exit code."""
-    from extractors.run import ray_engine
-
-    # the pool draws no bars: Ray shows its own
-    report = ray_engine.run_on_ray(replace(settings, progress=False), names, actors)
-    # this machine may have neither the weights nor the device of the pool, and no width is needed any more
-    plan = settings.plan(names, writer, dim=lambda stream: 0)
-    sum_up(plan, report)
-    print_summary(plan, report)
-    return 1 if report.failures or report.stopped else 0
-
-
-def print_summary(plan: Plan, report: RunReport) -> None:
+def print_summary(session: Session, report: RunReport) -> None:
     """Print what was made, what was there, which clips have no face or sound, what failed, and where time went."""
-    table = Table(title=f"{plan.dataset}: {report.clips} clips", show_header=False)
-    for what in ("au_json", "au_text", *map(str, plan.specs)):
+    table = Table(title=f"{session.settings.dataset}: {report.clips} clips", show_header=False)
+    for what in ("au_json", "au_text", *map(str, session.settings.features)):
         table.add_row(f"{what} made", str(report.made[what]))
     table.add_row("complete before", str(report.complete))
     table.add_row("without a face", _some(report.faceless))
     table.add_row("without sound", _some(report.silent))
-    failed = list(dict.fromkeys(name for name, _, _ in report.failures))
+    failed = list(dict.fromkeys(failure.name for failure in report.failures))
     table.add_row("failed", _some(failed))
     if report.seconds:
         total = report.seconds["total"]
@@ -257,19 +231,19 @@ def print_summary(plan: Plan, report: RunReport) -> None:
     console = Console()
     console.print(table)
     if report.failures:
-        print_failures(console, plan, report)
+        print_failures(console, session, report)
     if report.stopped:
         console.print(f"stopped: {report.stopped}", markup=False, highlight=False)
 
 
-def print_failures(console: Console, plan: Plan, report: RunReport) -> None:
+def print_failures(console: Console, session: Session, report: RunReport) -> None:
     """Print the first failures and where all are."""
     table = Table("clip", "stage", "reason")
     for failure in report.failures[:SHOWN_FAILURES]:
-        table.add_row(*map(escape, failure))
+        table.add_row(*map(escape, astuple(failure)))
     console.print(table)
     more = len(report.failures) - SHOWN_FAILURES
-    console.print((f"and {more} more: " if more > 0 else "") + f"see {plan.store.root / FAILURE_TABLE}")
+    console.print((f"and {more} more: " if more > 0 else "") + f"see {session.store.root / FAILURE_TABLE}")
     if report.left_alone:
         console.print(f"{report.left_alone} of these clips failed before and have not changed since: --retry-failed")
 

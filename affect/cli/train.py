@@ -63,6 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
         logger.info("%s: %s; for a new run use another run.output_dir", checkpoint, reason)
         return 0
     samples, held_out = open_samples(config, accelerator)
+    if not all(section.use_preextracted_features for section in config.datasets.values()):
+        from affect.cli.live import loader_settings
+
+        config = loader_settings(config, (dataset.store for dataset in samples.datasets), str(accelerator.device))
     set_seed(config.run.seed)
     layouts = [LAYOUTS[dataset.config.face_or_frame] for dataset in samples.datasets]
     dtype = PRECISION[accelerator.mixed_precision]
@@ -103,7 +107,7 @@ def open_samples(config: Config, accelerator: Accelerator) -> tuple[TrainingSamp
     accelerator.wait_for_everyone()
     stores = {}
     if not all(d.use_preextracted_features for d in config.datasets.values()):
-        from extractors.run.live import live_stores
+        from affect.cli.live import live_stores
 
         stores = live_stores(config, str(accelerator.device))
     prompts, tokens = load_prompts(config.model.prompt_file), query_tokens(config.model)

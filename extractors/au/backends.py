@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 from affect.core.au_json import AuAnalysis
-from extractors.au.landmarks import analyse_landmarks
-from extractors.au.pyfeat import analyse_pyfeat
 
 AU_BACKENDS = ("openface", "mediapipe", "pyfeat")
 
+EXECUTABLE_VARIABLE = "OPENFACE_EXECUTABLE"
+"""Environment variable that names OpenFace's FeatureExtraction binary."""
+
 _MODULES = {"mediapipe": "mediapipe", "pyfeat": "feat"}
-_ANALYSE: dict[str, Callable[[Path], AuAnalysis]] = {"mediapipe": analyse_landmarks, "pyfeat": analyse_pyfeat}
 
 
 def check_backend(name: str) -> None:
@@ -36,9 +35,15 @@ def measure(backend: str, video: Path) -> AuAnalysis:
     where weights are missing.
     """
     check_backend(backend)
-    if backend not in _ANALYSE:
-        raise ValueError(
-            f"AU backend {backend!r} measures no video here: expected one of {', '.join(_ANALYSE)}; "
-            "read its tables with extractors.au.openface"
-        )
-    return _ANALYSE[backend](video)
+    if backend == "mediapipe":
+        from extractors.au.landmarks import analyse_landmarks
+
+        return analyse_landmarks(video)
+    if backend == "pyfeat":
+        from extractors.au.pyfeat import analyse_pyfeat
+
+        return analyse_pyfeat(video)
+    raise ValueError(
+        f"AU backend {backend!r} measures no video here: expected one of {', '.join(_MODULES)}; "
+        "read its tables with extractors.au.openface"
+    )

@@ -24,9 +24,7 @@ from scipy import signal as scipy_signal
 
 from affect.core.au_json import AuAnalysis, AuInfo, FrameAus, Peak
 from affect.core.facs import ACTION_UNITS, au_description
-
-EXECUTABLE_VARIABLE = "OPENFACE_EXECUTABLE"
-"""Environment variable that names the FeatureExtraction binary."""
+from extractors.au.backends import EXECUTABLE_VARIABLE
 
 CONFIDENCE = 0.8
 """Least tracking confidence of a frame whose action units are believed."""

@@ -6,20 +6,21 @@ tables clips.csv and failures.csv sum up all logs, so that any number of workers
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import heapq
 import io
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import IO
 
-from affect.core.files import atomic_write
+from affect.core.failures import Failure, write_failures
+from affect.core.files import write_csv
 
 FOLDER, CLIP_TABLE, FAILURE_TABLE = "journal", "clips.csv", "failures.csv"
 LOCK = "tables.lock"
@@ -27,24 +28,17 @@ STAGES = ("au_json", "au_text", "decode", "encode", "write")
 """What the seconds of a clip are counted under."""
 
 
-class Failure(NamedTuple):
-    """Why a clip failed at a stage."""
-
-    reason: str
-    inputs: str = ""
-    """Fingerprint of the files and settings that it came from; empty where trying again is cheap."""
-
-
 @dataclass
 class ClipRecord:
-    """What one run did with one clip."""
+    """What one run did with one clip, or what is known of it after all runs."""
 
     name: str
     tried: list[str] = field(default_factory=list)
     """Stages and streams that were worked on."""
     made: list[str] = field(default_factory=list)
-    failures: dict[str, Failure] = field(default_factory=dict)
-    """Stage or stream -> what went wrong."""
+    failures: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Stage or stream -> what went wrong, and a fingerprint of the files and settings that it came from; that is empty
+    where trying again is cheap."""
     faceless: bool | None = None
     silent: bool | None = None
     """None: not looked at."""
@@ -53,26 +47,39 @@ class ClipRecord:
     at: float = 0.0
     """Unix time."""
 
+    def add(self, later: ClipRecord) -> None:
+        """Take in a later run."""
+        for stage in ("name", *later.tried, *later.made):  # whatever was worked on has a name that will do
+            self.failures.pop(stage, None)
+        self.failures |= {stage: (reason, inputs) for stage, (reason, inputs) in later.failures.items()}
+        self.faceless = self.faceless if later.faceless is None else later.faceless
+        self.silent = self.silent if later.silent is None else later.silent
+        self.reader = later.reader or self.reader
+        self.seconds |= later.seconds
+
 
 @dataclass
-class ClipState:
-    """What is known of a clip after all runs."""
+class RunReport:
+    """What one run did, and what is wrong with its clips after it."""
 
-    failures: dict[str, Failure] = field(default_factory=dict)
-    faceless: bool = False
-    silent: bool = False
-    reader: str = ""
+    clips: int
+    made: Counter = field(default_factory=Counter)
+    """Stage or stream -> clips it was made for."""
+    complete: int = 0
+    """Clips that had everything before."""
+    left_alone: int = 0
+    """Clips that failed before and were not tried again."""
+    failures: list[Failure] = field(default_factory=list)
+    """Those of earlier runs too where they still hold."""
+    faceless: list[str] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-
-    def add(self, record: ClipRecord) -> None:
-        """Take in a later run."""
-        for stage in ("name", *record.tried, *record.made):  # whatever was worked on has a name that will do
-            self.failures.pop(stage, None)
-        self.failures |= {stage: Failure(*failure) for stage, failure in record.failures.items()}
-        self.faceless = self.faceless if record.faceless is None else record.faceless
-        self.silent = self.silent if record.silent is None else record.silent
-        self.reader = record.reader or self.reader
-        self.seconds |= record.seconds
+    """What this process did with its time: wait (for decoded clips), au_text, encode, write (waiting for it), driver
+    (all else); and total."""
+    work_seconds: Counter = field(default_factory=Counter)
+    """What clips took at each stage, added up; workers and writing threads do so side by side."""
+    stopped: str = ""
+    """Why the run ended before its last clip; empty where it did not."""
 
 
 class Journal:
@@ -120,12 +127,12 @@ class Journal:
         self._file.seek(0, io.SEEK_END)
 
 
-def read_states(root: Path) -> dict[str, ClipState]:
+def read_states(root: Path) -> dict[str, ClipRecord]:
     """Return what all logs of a data set say of its clips, in the order in which clips were first met."""
-    states: dict[str, ClipState] = {}
+    states: dict[str, ClipRecord] = {}
     logs = [_records(path) for path in sorted((root / FOLDER).glob("*.jsonl"))]
     for record in heapq.merge(*logs, key=lambda record: record.at):
-        states.setdefault(record.name, ClipState()).add(record)
+        states.setdefault(record.name, ClipRecord(record.name)).add(record)
     return states
 
 
@@ -137,37 +144,28 @@ def tables_locked(root: Path) -> Iterator[None]:
         yield
 
 
-def write_tables(root: Path, states: dict[str, ClipState], writer: str) -> None:
+def write_tables(root: Path, states: dict[str, ClipRecord], writer: str) -> None:
     """Write clips.csv, one row a clip, and failures.csv, one row a failure."""
     clips = (
         [
             name,
             "failed" if state.failures else "done",
-            state.faceless,
-            state.silent,
+            bool(state.faceless),
+            bool(state.silent),
             state.reader,
             *(f"{state.seconds[stage]:.3f}" if stage in state.seconds else "" for stage in STAGES),
         ]
         for name, state in states.items()
     )
-    failures = (
-        [name, stage, reason, f"{sum(state.seconds.values()):.3f}"]
+    header = ["name", "status", "faceless", "silent", "reader", *(f"{stage}_s" for stage in STAGES)]
+    write_csv(root / CLIP_TABLE, header, clips, writer)
+    failures = [
+        (Failure(name, stage, reason), sum(state.seconds.values()))
         for name, state in states.items()
         for stage, (reason, _) in state.failures.items()
-    )
-    header = ["name", "status", "faceless", "silent", "reader", *(f"{stage}_s" for stage in STAGES)]
-    _write_table(root / CLIP_TABLE, header, clips, writer)
-    _write_table(root / FAILURE_TABLE, ["clip", "stage", "reason", "seconds"], failures, writer)
-
-
-def _write_table(path: Path, header: list[str], rows: Iterator[list[Any]], writer: str) -> None:
-    with atomic_write(path, writer) as handle:
-        text = io.TextIOWrapper(handle, encoding="utf-8", newline="")
-        table = csv.writer(text)
-        table.writerow(header)
-        table.writerows(rows)
-        text.flush()
-        text.detach()
+    ]
+    seconds = [each for _, each in failures]
+    write_failures(root / FAILURE_TABLE, (failure for failure, _ in failures), "clip", seconds, writer=writer)
 
 
 def _records(path: Path) -> Iterator[ClipRecord]:

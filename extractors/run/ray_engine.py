@@ -8,10 +8,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from extractors.run.clip import Sources
-from extractors.run.driver import RunReport, extract
-from extractors.run.journal import Journal, read_states
-from extractors.run.session import Session, Settings
+from extractors.run.driver import extract
+from extractors.run.journal import Journal, RunReport, read_states
+from extractors.run.session import Session
+from extractors.run.settings import Settings
 from extractors.run.workers import ClipWorkers
 
 CLIPS_PER_BLOCK = 256
@@ -23,18 +23,17 @@ class ExtractionActor:
     def __init__(self, settings: Settings) -> None:
         import ray
 
-        self._session = Session(settings)
-        self._writer = f"ray-{ray.get_runtime_context().get_actor_id()[:12]}"
-        root = settings.store(self._writer).root
-        self._journal = Journal(root, self._writer).__enter__()  # both end with this process
+        writer = f"ray-{ray.get_runtime_context().get_actor_id()[:12]}"
+        self._session = Session(settings, writer)
+        root = self._session.store.root
+        self._journal = Journal(root, writer).__enter__()  # both end with this process
         self._workers = ClipWorkers(settings.workers, settings.time_limit)
         self._earlier = {name: state.failures for name, state in read_states(root).items()}
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         """Extract the clips of a block; return what was done as one line of JSON."""
-        plan = self._session.plan([str(name) for name in block["name"]], self._writer)
-        session = self._session
-        report = extract(plan, session.describe, session.encoder, self._workers, self._journal, self._earlier)
+        names = [str(name) for name in block["name"]]
+        report = extract(self._session, names, self._workers, self._journal, self._earlier)
         done = {"made": report.made, "complete": report.complete, "left_alone": report.left_alone}
         return {"report": [json.dumps({**done, "stopped": report.stopped})]}
 
@@ -83,10 +82,5 @@ def run_on_ray(settings: Settings, names: Sequence[str], actors: int | None = No
 
 def _with_absolute_paths(settings: Settings) -> Settings:
     """Return the settings for processes that run in another folder."""
-
-    def absolute(section: Settings | Sources) -> dict[str, Path]:
-        values = {field.name: getattr(section, field.name) for field in fields(section)}
-        return {name: value.resolve() for name, value in values.items() if isinstance(value, Path)}
-
-    sources = replace(settings.sources, **absolute(settings.sources))
-    return replace(settings, sources=sources, **absolute(settings))
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return replace(settings, **{key: value.resolve() for key, value in values.items() if isinstance(value, Path)})

@@ -1,114 +1,126 @@
-"""A run's settings by name, and what is built from them: the plan, the encoders, the maker of AU sentences."""
+"""A run's settings and what is built from them: tasks, encoders, the maker of AU sentences, the store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from affect.core.schema import STORED_MODALITIES, Modality
+from affect.core.schema import Modality, check_name
+from affect.faces.finders import face_finder_name
 from affect.features.store import FeatureSpec, FeatureStore
 from extractors.au.templates import describe_clips
 from extractors.encoders import Encoder, build_encoder
-from extractors.run.clip import Describe, Sources
-from extractors.run.planning import STAGES, Plan
+from extractors.media.files import find_audio, find_video, list_videos
+from extractors.run.clip import ClipTask, known_au_json
+from extractors.run.encode import Describe
+from extractors.run.settings import TEMPLATES, Settings
 
-TEMPLATES = "templates"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides what a run makes, in plain values, so that it can be sent to other machines."""
-
-    dataset: str
-    save_root: Path
-    sources: Sources = field(default_factory=Sources)
-    streams: tuple[Modality, ...] = STORED_MODALITIES
-    stages: tuple[str, ...] = STAGES
-    visual_encoder: str = "CLIP_VIT_LARGE"
-    acoustic_encoder: str = "HUBERT_LARGE"
-    au_encoder: str = "CLIP_VITB32"
-    au_maker: str = TEMPLATES
-    au_adapter: str | None = None
-    au_agent_backend: str = "hf"
-    sampling: str = "uniform"
-    frame_count: int = 8
-    clips_per_video: int = 8
-    face_finder: str = "auto"
-    device: str = "cpu"
-    dtype: str = "float32"
-    workers: int = 2
-    time_limit: float = 60.0
-    ambiguous: frozenset[str] = frozenset()
-    progress: bool = True
-    overwrite: bool = False
-    retry_failed: bool = False
-
-    def encoder_name(self, stream: Modality) -> str:
-        """Return the name of the encoder of a stream."""
-        return {Modality.AUDIO: self.acoustic_encoder, Modality.AU: self.au_encoder}.get(stream, self.visual_encoder)
-
-    def store(self, writer: str) -> FeatureStore:
-        """Return the features of the data set, for a run that is known as `writer`."""
-        return FeatureStore(self.save_root, self.dataset, writer=writer)
-
-    def plan(self, names: Sequence[str], writer: str, dim: Callable[[Modality], int]) -> Plan:
-        """Return the plan for some clips; dim: stream -> width of its features."""
-        streams = self.streams if "features" in self.stages else ()
-        return Plan(
-            dataset=self.dataset,
-            names=names,
-            sources=self.sources,
-            store=self.store(writer),
-            specs={stream: self._spec(stream, dim(stream)) for stream in streams},
-            stages=self.stages,
-            sampling=self.sampling,
-            frame_count=self.frame_count,
-            face_finder=self.face_finder,
-            workers=self.workers,
-            time_limit=self.time_limit,
-            dtype=self.dtype,
-            ambiguous=self.ambiguous,
-            progress=self.progress,
-            overwrite=self.overwrite,
-            retry_failed=self.retry_failed,
-        )
-
-    def _spec(self, stream: Modality, dim: int) -> FeatureSpec:
-        name = self.encoder_name(stream)
-        if stream == Modality.FRAME:
-            return FeatureSpec(stream, name, dim, self.frame_count, self.sampling)
-        return FeatureSpec(stream, name, dim, self.clips_per_video if stream == Modality.AUDIO else 8)
+OPENFACE_TIME = 600.0
+"""Seconds that OpenFace may take for one clip, beside the time limit of decoding it."""
 
 
 class Session:
-    """The built parts of a run; weights are loaded once, when they are first needed."""
+    """What a run works with; weights are loaded once, when they are first needed.
 
-    def __init__(self, settings: Settings) -> None:
+    writer: name of the one process that writes with its store; describe: a maker of AU sentences instead of the
+    one that the settings name; build: makes an encoder of modality, name and device.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        writer: str = "",
+        describe: Describe | None = None,
+        build: Callable[[Modality, str, str], Encoder] = build_encoder,
+    ) -> None:
         self.settings = settings
+        self.store = FeatureStore(settings.save_root, settings.dataset, writer=writer)
+        self._describe = describe
+        self._build = build
         self._encoders: dict[tuple[str, str], Encoder] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was built: another process builds its own."""
+        return {**self.__dict__, "_encoders": {}, "_describe": None}
+
+    def task(
+        self,
+        name: str,
+        streams: tuple[Modality, ...],
+        au: bool = False,
+        video: Path | None = None,
+        audio: Path | None = None,
+        table: Path | None = None,
+    ) -> ClipTask:
+        """Return what to do with one clip: its files, as given or found in the settings' folders, and how to read them.
+
+        streams, au: as in `ClipTask`. Raises ValueError for a name that no file can have.
+        """
+        settings = self.settings
+        video = video or find_video(settings.video_root, name)
+        if table is None and settings.openface_root:
+            table = settings.openface_root / f"{check_name(name)}.csv"
+        by_openface = au and settings.measures and settings.openface_executable and not (table and table.is_file())
+        known = not settings.overwrite and known_au_json(settings, name) if by_openface else None
+        return ClipTask(
+            settings,
+            name,
+            streams,
+            au,
+            video,
+            audio or find_audio(settings.audio_root, name) or video,
+            table,
+            {stream: self.encoder(stream).prepare for stream in streams if stream != Modality.AU},
+            OPENFACE_TIME if by_openface and not known else 0.0,
+        )
 
     def encoder(self, stream: Modality) -> Encoder:
         """Return the encoder of a stream; frames and faces share one."""
         kind = Modality.FACE if stream == Modality.FRAME else stream
         key = (str(kind), self.settings.encoder_name(stream))
         if key not in self._encoders:
-            self._encoders[key] = build_encoder(kind, key[1], self.settings.device)
+            self._encoders[key] = self._build(kind, key[1], self.settings.device)
         return self._encoders[key]
 
     @cached_property
+    def specs(self) -> dict[Modality, FeatureSpec]:
+        """Streams that features are made of, and which; raises what encoders raise whose weights are not there."""
+        return {stream: self._spec(stream) for stream in self.settings.features}
+
+    @property
     def describe(self) -> Describe:
         """Maker of AU sentences: the templates, or a language model."""
         settings = self.settings
-        if settings.au_maker == TEMPLATES or "au_text" not in settings.stages:
-            return describe_clips
+        if self._describe is None and (settings.au_maker == TEMPLATES or "au_text" not in settings.stages):
+            self._describe = describe_clips
+        if self._describe is None:
+            from extractors.au.agent import build_agent
 
-        from extractors.au.agent import build_agent
+            agent = build_agent(settings.au_maker, settings.au_adapter, settings.device, settings.au_agent_backend)
+            self._describe = agent.describe_clips
+        return self._describe
 
-        agent = build_agent(settings.au_maker, settings.au_adapter, settings.device, settings.au_agent_backend)
-        return agent.describe_clips
+    @property
+    def faces_from(self) -> str:
+        """Where faces come from, in the words of the store's sidecar."""
+        return "face arrays" if self.settings.face_root else face_finder_name(self.settings.face_finder)
 
-    def plan(self, names: Sequence[str], writer: str) -> Plan:
-        """Return the plan for some clips; raises what encoders raise whose weights are not there."""
-        return self.settings.plan(names, writer, lambda stream: self.encoder(stream).dim)
+    @cached_property
+    def ambiguous(self) -> frozenset[str]:
+        """Clips that more than one video in the folder is named after."""
+        files = list_videos(self.settings.video_root) if self.settings.video_root else {}
+        return frozenset(name for name, count in files.items() if count > 1)
+
+    def provenance(self, stream: Modality) -> dict[str, Any]:
+        """Return how the features of a stream are made, for the store's sidecar."""
+        faces = {"faces_from": self.faces_from} if stream == Modality.FACE else {}
+        return {**self.encoder(stream).provenance(), "dtype": self.settings.dtype, **faces}
+
+    def _spec(self, stream: Modality) -> FeatureSpec:
+        settings = self.settings
+        name, dim = settings.encoder_name(stream), self.encoder(stream).dim
+        if stream == Modality.FRAME:
+            return FeatureSpec(stream, name, dim, settings.frame_count, settings.sampling)
+        return FeatureSpec(stream, name, dim, settings.clips_per_video if stream == Modality.AUDIO else 8)

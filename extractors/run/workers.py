@@ -18,7 +18,7 @@ import cv2
 from pebble import ProcessExpired, ProcessPool
 
 from affect.core.schema import Modality
-from extractors.run.clip import ClipTask, PreparedClip, prepare_clip, reason_of
+from extractors.run.clip import ClipResult, ClipTask, prepare_clip, reason_of
 
 CLIPS_PER_PROCESS = 500
 """Clips after which a worker is replaced, so that what libraries leak stays bounded."""
@@ -51,8 +51,8 @@ class ClipWorkers:
             self._pool.stop()
         self._pool.join()
 
-    def prepare(self, tasks: Iterable[ClipTask]) -> Iterator[tuple[ClipTask, PreparedClip]]:
-        """Yield every task with its clip, as they come: a slow clip holds up no other.
+    def prepare(self, tasks: Iterable[ClipTask]) -> Iterator[ClipResult]:
+        """Yield what comes of every task, as they come: a slow clip holds up no other.
 
         What is still running when the caller takes no more is ended.
         """
@@ -63,9 +63,7 @@ class ClipWorkers:
             for future in running:
                 future.cancel()
 
-    def _prepare(
-        self, tasks: Iterator[ClipTask], running: dict[Future, ClipTask]
-    ) -> Iterator[tuple[ClipTask, PreparedClip]]:
+    def _prepare(self, tasks: Iterator[ClipTask], running: dict[Future, ClipTask]) -> Iterator[ClipResult]:
         while True:
             while len(running) < self._ahead and (task := next(tasks, None)) is not None:
                 running[self._start(task)] = task
@@ -77,37 +75,30 @@ class ClipWorkers:
                 try:
                     clip = future.result()
                 except FutureTimeoutError:
-                    if _may_hang_in_decord(task):
-                        again = replace(task, media=replace(task.media, reader="pyav"))
+                    if task.seen and task.reader == "auto":  # decord may hang
+                        again = replace(task, reader="pyav")
                         running[self._start(again)] = again
                         continue
                     limit = self._time_limit + task.extra_time
                     clip = _failed(task, f"it took longer than {limit:g} s; re-encode the clip or raise --time_limit")
-                    clip.seconds["decode"] = limit if task.media.reader == "auto" else 2 * limit  # decord's time first
+                    clip.seconds["decode"] = limit if task.reader == "auto" else 2 * limit  # decord's time first
                 except ProcessExpired as error:
                     clip = _failed(task, f"decoding ended its process ({error}); re-encode the clip")
                 except Exception as error:  # whatever a library raises on one clip, the others go on
                     clip = _failed(task, reason_of(error))
-                yield task, clip
+                yield clip
 
     def _start(self, task: ClipTask) -> Future:
         return self._pool.schedule(_work, args=[prepare_clip, task], timeout=self._time_limit + task.extra_time)
 
 
-def _may_hang_in_decord(task: ClipTask) -> bool:
-    media = task.media
-    seen = Modality.FRAME in media.streams or (Modality.FACE in media.streams and media.face_root is None)
-    return seen and media.reader == "auto"
-
-
-def _failed(task: ClipTask, reason: str) -> PreparedClip:
+def _failed(task: ClipTask, reason: str) -> ClipResult:
     """Return a clip of which everything failed for one reason."""
-    return PreparedClip(
-        task.name, errors=dict.fromkeys([*(["au_json"] if task.au else []), *task.media.streams], reason)
-    )
+    decoded = [stream for stream in task.streams if stream != Modality.AU]
+    return ClipResult(task, errors=dict.fromkeys([*(["au_json"] if task.au else []), *decoded], reason))
 
 
-def _work(prepare: Callable[[ClipTask], PreparedClip], task: ClipTask) -> PreparedClip:
+def _work(prepare: Callable[[ClipTask], ClipResult], task: ClipTask) -> ClipResult:
     """Prepare a clip in a worker; when that is told to stop, end, after whatever cleans up behind itself did."""
     # an exception and no sudden end: OpenFace is a process of its own, and whoever started it has to stop it
     idle = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from affect.cli import extract as extract_features
+from affect.cli.live import live_stores
 from affect.core.schema import Modality
 from affect.data.config import parse_config
 from affect.data.dataset import open_datasets
@@ -22,7 +23,6 @@ from affect.features.store import FeatureError, FeatureSpec, FeatureStore
 from extractors.encoders import build_encoder
 from extractors.encoders import fer as fer_encoder
 from extractors.encoders.loading import WeightsError
-from extractors.run.live import live_stores
 from tiny_encoders import check_batch_equals_single, encode, frames
 
 SETTINGS = {

@@ -3,7 +3,7 @@
 import csv
 import fcntl
 import os
-from dataclasses import replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,15 @@ import pytest
 
 from affect.core.au_json import AuAnalysis, au_json_path, read_au_json, write_au_json
 from affect.core.schema import Modality
-from affect.features.store import FeatureError, FeatureSpec, FeatureStore
+from affect.features.store import FeatureError, FeatureStore
 from extractors.au.templates import describe_clips
 from extractors.encoders import build_encoder
 from extractors.encoders.prepare import as_it_is
 from extractors.run import driver
-from extractors.run.clip import Sources
 from extractors.run.journal import read_states
-from extractors.run.planning import STAGES, Plan, shard
+from extractors.run.planning import shard
+from extractors.run.session import Session
+from extractors.run.settings import STAGES, Settings
 from extractors.run.workers import ClipWorkers
 from toy_clips import write_clips, write_table
 
@@ -34,9 +35,29 @@ def encoder(stream):
     return build_encoder(stream, NAMES[stream])
 
 
+@dataclass
+class Plan:
+    """Some clips and what is made of them."""
+
+    names: list[str]
+    settings: Settings
+
+    def session(self, **more):
+        return Session(self.settings, "0of1", **more)
+
+    @property
+    def store(self):
+        return self.session().store
+
+    @property
+    def specs(self):
+        return self.session().specs
+
+
 def plan(tmp_path, names, sources, streams=tuple(NAMES), **settings):
-    specs = {stream: FeatureSpec(stream, NAMES[stream], encoder(stream).dim) for stream in streams}
-    return Plan("toy", names, sources, FeatureStore(tmp_path / "features", "toy", writer="0of1"), specs, **settings)
+    encoders = {"visual_encoder": "DCT", "acoustic_encoder": "PROSODY", "au_encoder": "HASHED_NGRAMS"}
+    more = {**encoders, "streams": tuple(streams), **settings}
+    return Plan(names, replace(sources, save_root=tmp_path / "features", **more))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,7 +69,8 @@ def workers():
 
 
 def run(p, describe, encoders):
-    return driver.run(p, describe, encoders, pool)
+    session = p.session(describe=describe, build=lambda stream, *_: encoders(stream))
+    return driver.run(session, p.names, pool)
 
 
 def state(p, name):
@@ -63,7 +85,8 @@ def log_lines(p):
 def sources(tmp_path):
     """Clips a, b and c: video without sound, wav, OpenFace table; the table of c has no face."""
     folders = write_clips(tmp_path, list("abc"), faceless="c")
-    return Sources(folders["video"], folders["audio"], None, folders["openface"], au_root=tmp_path / "au")
+    roots = {f"{kind}_root": folder for kind, folder in folders.items()}
+    return Settings(dataset="toy", au_root=tmp_path / "au", **roots)
 
 
 def test_every_stage_runs_and_a_faceless_clip_keeps_its_sound(tmp_path, sources):
@@ -103,7 +126,7 @@ def test_bad_clips_are_listed_and_the_others_go_on(tmp_path, sources):
     (sources.audio_root / "c.wav").write_bytes(b"RIFF")
     names = ["a", "b", "c", "../up", "absent"]
     report = run(plan(tmp_path, names, sources), describe_clips, encoder)
-    stages = {(name, stage) for name, stage, _ in report.failures}
+    stages = {(name, stage) for name, stage, _ in map(astuple, report.failures)}
     assert stages == {
         ("a", "frame"),
         ("a", "face"),
@@ -115,16 +138,17 @@ def test_bad_clips_are_listed_and_the_others_go_on(tmp_path, sources):
         ("absent", "face"),
         ("absent", "audio"),
     }
-    assert all(reason and "\n" not in reason for _, _, reason in report.failures)
-    store = plan(tmp_path, names, sources).store
-    assert len(store.read(FeatureSpec(Modality.AUDIO, "PROSODY", encoder(Modality.AUDIO).dim), "a")) == 8
+    assert all(reason and "\n" not in reason for _, _, reason in map(astuple, report.failures))
+    p = plan(tmp_path, names, sources)
+    store = p.store
+    assert len(store.read(p.specs[Modality.AUDIO], "a")) == 8
     text = (store.root / "failures.csv").read_text()
     assert text.startswith("clip,stage,reason,seconds\n")
     assert "../up" in text
 
 
 def test_a_video_without_sound_counts_as_silent(tmp_path, sources):
-    only_video = Sources(sources.video_root, None, None, sources.openface_root, au_root=tmp_path / "au")
+    only_video = replace(sources, audio_root=None)
     p = plan(tmp_path, ["a"], only_video, [Modality.AUDIO])
     assert not run(p, describe_clips, encoder).failures
     assert p.store.read(p.specs[Modality.AUDIO], "a").shape[0] == 0
@@ -137,12 +161,12 @@ def test_a_json_without_sentences_is_described_and_a_broken_one_is_listed(tmp_pa
     run(p, describe_clips, encoder)
     assert read_au_json(path).summary_description == {}
     features = plan(tmp_path, ["a", "b"], sources, [Modality.AU], stages=("features",))
-    reasons = [reason for _, _, reason in run(features, describe_clips, encoder).failures]
+    reasons = [reason for _, _, reason in map(astuple, run(features, describe_clips, encoder).failures)]
     assert len(reasons) == 2
     assert "summary_description" in reasons[0]
     path.write_text("[1]")
     report = run(plan(tmp_path, ["a", "b"], sources, [Modality.AU]), describe_clips, encoder)
-    assert [(name, stage) for name, stage, _ in report.failures] == [("a", "au_json")]
+    assert [(name, stage) for name, stage, _ in map(astuple, report.failures)] == [("a", "au_json")]
     assert report.made == {"au_text": 1, "au": 1}
 
 
@@ -161,10 +185,10 @@ def test_face_arrays_are_used_where_they_are_given(tmp_path, sources):
     np.save(faces / "a.npy", np.random.default_rng(0).integers(0, 255, (20, 112, 112, 3), np.uint8))
     np.save(faces / "b" / "b.npy", np.zeros((3, 112, 112, 3), np.uint8))
     np.save(faces / "c.npy", np.zeros((3, 112, 112)))
-    with_faces = Sources(sources.video_root, face_root=faces)
+    with_faces = replace(sources, face_root=faces)
     p = plan(tmp_path, list("abc"), with_faces, [Modality.FACE])
     report = run(p, describe_clips, encoder)
-    assert [name for name, _, _ in report.failures] == ["c"]
+    assert [name for name, _, _ in map(astuple, report.failures)] == ["c"]
     assert [len(p.store.read(p.specs[Modality.FACE], name)) for name in "ab"] == [8, 8]
 
 
@@ -173,7 +197,9 @@ def test_files_of_other_tools_keep_their_fields(tmp_path, sources, shared):
     analysis = read_au_json(shared / "data/merfactory/default_au_analysis.json")
     write_au_json(analysis, path)
     report = run(plan(tmp_path, ["a"], sources, [Modality.AU]), describe_clips, encoder)
-    assert [(name, stage) for name, stage, _ in report.failures] == [("a", "au_text")]  # no frames to describe
+    assert [(name, stage) for name, stage, _ in map(astuple, report.failures)] == [
+        ("a", "au_text")
+    ]  # no frames to describe
     assert read_au_json(path).extra["chronological_emotion_peaks"]
 
 
@@ -188,8 +214,7 @@ def test_a_json_that_measured_a_few_frames_only_is_described_at_those(tmp_path, 
 def test_frames_around_a_peak_are_never_taken_where_the_peak_is_not_known(tmp_path, sources):
     (sources.openface_root / "b.csv").unlink()
     p = plan(tmp_path, ["a", "b"], sources, [Modality.FRAME], sampling="emotion_peak")
-    p.specs[Modality.FRAME] = FeatureSpec(Modality.FRAME, "DCT", 128, sampling="emotion_peak")
-    failed = {(name, stage) for name, stage, _ in run(p, describe_clips, encoder).failures}
+    failed = {(name, stage) for name, stage, _ in map(astuple, run(p, describe_clips, encoder).failures)}
     assert failed == {("b", "au_json"), ("b", "frame")}
     assert p.store.missing(p.specs[Modality.FRAME], ["a", "b"]) == ["b"]
 
@@ -234,9 +259,9 @@ def test_an_encoder_that_fails_on_one_clip_keeps_the_others(tmp_path, sources):
     np.save(faces / "a.npy", np.zeros((9, 4, 4, 3), np.uint8))
     np.save(faces / "b.npy", np.zeros((0, 4, 4, 3), np.uint8))
     np.save(faces / "c.npy", np.zeros((5, 0, 0, 3), np.uint8))
-    p = plan(tmp_path, list("abc"), Sources(face_root=faces), [Modality.FACE])
+    p = plan(tmp_path, list("abc"), Settings(dataset="toy", face_root=faces), [Modality.FACE])
     report = run(p, describe_clips, lambda stream: Fussy())
-    assert [name for name, _, _ in report.failures] == ["c"]
+    assert [name for name, _, _ in map(astuple, report.failures)] == ["c"]
     assert report.faceless == ["b"]
     assert p.store.read(p.specs[Modality.FACE], "b").shape == (0, 128)
 
@@ -250,7 +275,7 @@ def test_a_clip_whose_files_failed_is_left_alone_until_they_change(tmp_path, sou
     lines = len(log_lines(p))
     again = run(p, describe_clips, encoder)
     assert (again.left_alone, again.complete) == (1, 1)
-    assert [name for name, _, _ in again.failures] == ["a"]  # it still holds, and the exit code says so
+    assert [name for name, _, _ in map(astuple, again.failures)] == ["a"]  # it still holds, and the exit code says so
     assert len(log_lines(p)) == lines
     tried = run(plan(tmp_path, ["a", "b"], sources, [Modality.FRAME], retry_failed=True), describe_clips, encoder)
     assert (tried.left_alone, len(log_lines(p))) == (0, lines + 1)
@@ -307,7 +332,6 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_written(tmp_path, sources, m
 
 def test_a_missing_peak_is_told_once(tmp_path, sources, caplog):
     p = plan(tmp_path, list("abc"), sources, [Modality.FRAME], sampling="emotion_peak")
-    p.specs[Modality.FRAME] = FeatureSpec(Modality.FRAME, "DCT", 128, sampling="emotion_peak")
     run(p, describe_clips, encoder)
     assert sum("uniform frames are taken" in message for message in caplog.messages) == 1
 
@@ -324,7 +348,7 @@ def test_sentences_of_many_clips_are_asked_for_at_once_and_one_bad_clip_keeps_th
     p = plan(tmp_path, list("abc"), sources, [Modality.AU])
     report = run(p, describe, encoder)
     assert asked == [2, 1, 1]  # c has no face; then one by one
-    assert [(name, stage) for name, stage, _ in report.failures] == [("b", "au_text")]
+    assert [(name, stage) for name, stage, _ in map(astuple, report.failures)] == [("b", "au_text")]
     assert report.made == {"au_json": 3, "au_text": 1, "au": 2}
     assert (
         read_au_json(au_json_path(tmp_path / "au", "toy", "b")).au_info["total_frames"] == 12
@@ -367,7 +391,6 @@ def test_a_broken_json_is_tried_again_when_it_is_another_or_gone(tmp_path, sourc
 def test_a_peak_that_becomes_known_gives_the_clip_its_frames(tmp_path, sources):
     (sources.openface_root / "b.csv").unlink()
     p = plan(tmp_path, ["b"], sources, [Modality.FRAME], sampling="emotion_peak")
-    p.specs[Modality.FRAME] = FeatureSpec(Modality.FRAME, "DCT", 128, sampling="emotion_peak")
     assert run(p, describe_clips, encoder).failures
     assert run(p, describe_clips, encoder).left_alone == 1
     info = {"total_frames": 12, "peak_frames": [{"peak_index": 5}]}
@@ -390,7 +413,6 @@ def test_a_json_that_vanished_is_made_anew_though_the_video_is_broken(tmp_path, 
 def test_what_a_stage_finds_whole_adds_nothing_to_the_log(tmp_path, sources):
     for stages in (STAGES[:1], STAGES[:2]):
         p = plan(tmp_path, list("ab"), sources, stages=stages)
-        p.specs.clear()
         first = run(p, describe_clips, encoder)
         lines = log_lines(p)
         again = run(p, describe_clips, encoder)
@@ -399,9 +421,12 @@ def test_what_a_stage_finds_whole_adds_nothing_to_the_log(tmp_path, sources):
 
 
 def test_a_clip_whose_name_was_mended_has_no_failure_left(tmp_path, sources):
-    p = plan(tmp_path, ["a"], sources, [Modality.AUDIO], ambiguous=frozenset("a"))
+    twin = sources.video_root / "a.avi"
+    twin.touch()
+    p = plan(tmp_path, ["a"], sources, [Modality.AUDIO])
     assert run(p, describe_clips, encoder).failures
-    assert not run(replace(p, ambiguous=frozenset()), describe_clips, encoder).failures
+    twin.unlink()
+    assert not run(p, describe_clips, encoder).failures
 
 
 @pytest.mark.parametrize("name", ["", "x" * 300, "\udcc4\udce3"], ids=["empty", "too long", "no UTF-8"])
@@ -409,7 +434,7 @@ def test_a_name_that_no_file_can_have_costs_only_itself_and_the_log_stays_readab
     p = plan(tmp_path, [*shard([name], 0, 1), "a"], sources, [Modality.AUDIO])
     for made in ({"audio": 1}, {}):
         report = run(p, describe_clips, encoder)
-        assert (report.made, [stage for _, stage, _ in report.failures]) == (made, ["name"])
+        assert (report.made, [stage for _, stage, _ in map(astuple, report.failures)]) == (made, ["name"])
     assert (p.store.root / "failures.csv").read_text(encoding="utf-8").count(",name,") == 1
 
 

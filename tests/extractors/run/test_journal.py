@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from extractors.run.journal import ClipRecord, Failure, Journal, read_states, write_tables
+from extractors.run.journal import ClipRecord, Journal, read_states, write_tables
 
 
 def note(root, writer, *records):
@@ -20,17 +20,17 @@ def rows(path):
 
 
 def test_what_was_noted_is_read_back(tmp_path):
-    failure = Failure("no such\nfile", "1f")
+    failure = ("no such\nfile", "1f")
     note(
         tmp_path, "0of1", ClipRecord("ä b", ["face"], ["audio"], {"face": failure}, True, None, "pyav", {"decode": 0.5})
     )
     state = read_states(tmp_path)["ä b"]
-    assert (state.failures, state.faceless, state.silent, state.reader) == ({"face": failure}, True, False, "pyav")
+    assert (state.failures, state.faceless, state.silent, state.reader) == ({"face": failure}, True, None, "pyav")
 
 
 def test_a_clip_without_a_name_leaves_the_log_readable(tmp_path):
-    note(tmp_path, "0of1", ClipRecord("", failures={"name": Failure("it is empty")}))
-    assert read_states(tmp_path)[""].failures == {"name": Failure("it is empty")}
+    note(tmp_path, "0of1", ClipRecord("", failures={"name": ("it is empty", "")}))
+    assert read_states(tmp_path)[""].failures == {"name": ("it is empty", "")}
 
 
 def test_a_full_disk_is_told_once(tmp_path):
@@ -59,15 +59,15 @@ def test_two_processes_never_write_one_log(tmp_path):
 
 
 def test_a_later_run_takes_back_failures_of_what_it_tried_and_no_others(tmp_path):
-    failed = ClipRecord("a", ["face", "audio"], [], {"face": Failure("x"), "audio": Failure("y")})
+    failed = ClipRecord("a", ["face", "audio"], [], {"face": ("x", ""), "audio": ("y", "")})
     note(tmp_path, "0of2", failed)
     note(tmp_path, "1of2", ClipRecord("a", ["face"], ["face"]))
-    assert read_states(tmp_path)["a"].failures == {"audio": Failure("y")}
+    assert read_states(tmp_path)["a"].failures == {"audio": ("y", "")}
 
 
 def test_the_tables_sum_up_every_worker(tmp_path):
     note(tmp_path, "0of2", ClipRecord("a", seconds={"decode": 1.5, "write": 0.25}))
-    note(tmp_path, "1of2", ClipRecord("b", failures={"frame": Failure('an, "odd" reason')}, seconds={"decode": 2.0}))
+    note(tmp_path, "1of2", ClipRecord("b", failures={"frame": ('an, "odd" reason', "")}, seconds={"decode": 2.0}))
     write_tables(tmp_path, read_states(tmp_path), "0of2")
     clips = {row["name"]: row for row in rows(tmp_path / "clips.csv")}
     assert (clips["a"]["status"], clips["b"]["status"]) == ("done", "failed")

@@ -6,17 +6,16 @@ import shutil
 import numpy as np
 import pytest
 
+from affect.cli.live import extraction_settings, live_stores, loader_settings, open_store
 from affect.core.au_json import AuAnalysis, au_json_path, write_au_json
 from affect.core.schema import Modality
 from affect.data.config import Config, ConfigError, DatasetConfig, ModelConfig
 from affect.features.store import FeatureError, FeatureStore
-from extractors.au.templates import describe_clips
 from extractors.encoders import build_encoder
 from extractors.run import live
-from extractors.run.clip import Sources
 from extractors.run.driver import run
-from extractors.run.live import LiveFeatures, live_stores, open_store
-from extractors.run.planning import Plan
+from extractors.run.live import LiveFeatures
+from extractors.run.session import Session
 from extractors.run.workers import ClipWorkers
 from tiny_encoders import save
 from toy_clips import write_clips
@@ -77,13 +76,11 @@ def settings(tmp_path, raw, encoders, **more) -> tuple[DatasetConfig, ModelConfi
 
 def extract(section, model, raw, pool) -> FeatureStore:
     """Make stored features as the extraction script does."""
-    sources = Sources(raw / "video", raw / "audio", raw / "face", raw / "openface", au_root=raw / "au")
-    store = FeatureStore(section.preextracted_root, "toy", writer="0of1")
-    specs = {stream: section.spec(stream, model.feature_dim(stream)) for stream in STREAMS}
-    plan = Plan("toy", NAMES, sources, store, specs, sampling=section.frame_sampling, frame_count=section.frame_n_frms)
-    report = run(plan, describe_clips, lambda stream: build_encoder(stream, specs[stream].encoder), pool)
-    assert {(name, stage) for name, stage, _ in report.failures} <= {("b", "audio")}
-    return store
+    roots = {f"{kind}_root": raw / kind for kind in ("video", "audio", "face", "openface", "au")}
+    session = Session(extraction_settings("toy", section, **roots), "0of1")
+    report = run(session, NAMES, pool)
+    assert {(failure.name, failure.stage) for failure in report.failures} <= {("b", "audio")}
+    return session.store
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "emotion_peak"])
@@ -259,10 +256,12 @@ def test_training_on_a_gpu_reads_in_its_own_process(tmp_path, raw, caplog):
     section, model = settings(tmp_path, raw, embedded())
     stored = section.model_copy(update={"use_preextracted_features": True})
     config = Config(model=model, datasets={"toy": section, "other": stored})
-    assert list(live_stores(config, "cpu")) == ["toy"]
-    assert config.run.num_workers == 4
-    live_stores(config, "cuda:0")
-    assert config.run.num_workers == 0
+    stores = live_stores(config, "cpu")
+    assert list(stores) == ["toy"]
+    assert loader_settings(config, stores.values(), "cpu") is config
+    assert loader_settings(config, [], "cuda:0") is config
+    assert loader_settings(config, stores.values(), "cuda:0").run.num_workers == 0
+    assert config.run.num_workers == 4  # the caller's own
     assert "run.num_workers counts as 0" in caplog.text
 
 
@@ -293,10 +292,11 @@ def test_a_clip_that_an_encoder_cannot_take_costs_no_other_clip(opened, pool, mo
     spec = opened.specs[Modality.FRAME]
     whole, refused, spoiled = (opened.read(spec, name) for name in NAMES)
     opened._read.clear()
-    monkeypatch.setattr(live, "shared_encoder", Picky)
-    with opened.ahead(NAMES, pool):
-        assert np.array_equal(opened.read(spec, "a"), whole)
+    picky = LiveFeatures(opened.session.settings)
+    picky.session = Session(opened.session.settings, build=Picky)
+    with picky.ahead(NAMES, pool):
+        assert np.array_equal(picky.read(spec, "a"), whole)
         with pytest.raises(FeatureError, match="clip 'b' has no frame features: too large a clip"):
-            opened.read(spec, "b")
+            picky.read(spec, "b")
         with pytest.raises(FeatureError, match="frame features of clip 'c': expected finite numbers"):
-            opened.read(spec, "c")
+            picky.read(spec, "c")

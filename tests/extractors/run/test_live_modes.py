@@ -13,9 +13,9 @@ from affect.core.au_json import au_json_path, read_au_json, write_au_json
 from affect.core.schema import Modality
 from extractors.au.openface import analyse_openface
 from extractors.au.templates import describe_clips
-from extractors.run.clip import Sources
 from extractors.run.driver import run
-from extractors.run.session import Session, Settings
+from extractors.run.session import Session
+from extractors.run.settings import Settings
 from extractors.run.workers import ClipWorkers
 from miniature_datasets import WRITERS
 from tiny_encoders import save
@@ -70,10 +70,11 @@ def features(world):
         patch.setenv("AFFECT_WEIGHTS", str(world / "weights.yaml"))
         for name, clips in CLIPS.items():
             folder = world / "data" / FOLDERS[name]
-            sources = Sources(folder / "video", folder / "audio", folder / "openface_face", au_root=world / "au")
+            roots = {"video_root": folder / "video", "audio_root": folder / "audio", "au_root": world / "au"}
+            roots |= {"face_root": folder / "openface_face", "save_root": world / "features"}
             for sampling, streams in (("uniform", STREAMS), ("emotion_peak", (Modality.FRAME,))):
-                session = Session(Settings(name, world / "features", sources, streams, sampling=sampling))
-                assert not run(session.plan(clips, "test"), session.describe, session.encoder, pool).failures
+                session = Session(Settings(dataset=name, streams=streams, sampling=sampling, **roots), "test")
+                assert not run(session, clips, pool).failures
     return world / "features"
 
 

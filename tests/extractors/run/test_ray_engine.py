@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from affect.cli import extract as extract_features
-from extractors.run.driver import RunReport
-from extractors.run.journal import ClipRecord, Failure, Journal
+from extractors.run.journal import ClipRecord, Journal, RunReport
+from extractors.run.session import Session
 from toy_clips import write_clips
 
 
@@ -30,9 +30,9 @@ def test_a_pool_of_actors_fills_the_same_store(tmp_path, capsys, monkeypatch):
 
 def test_the_summary_needs_neither_weights_nor_device_of_the_pool(tmp_path, capsys, monkeypatch):
     def pool(settings, names, actors):
-        with Journal(settings.store("ray-1").root, "ray-1") as journal:
+        with Journal(Session(settings).store.root, "ray-1") as journal:
             journal.append(ClipRecord("b", made=["frame"]))
-            journal.append(ClipRecord("a", failures={"frame": Failure("it is no video")}))
+            journal.append(ClipRecord("a", failures={"frame": ("it is no video", "")}))
         return RunReport(len(names))
 
     monkeypatch.setattr("extractors.run.ray_engine.run_on_ray", pool)

@@ -8,32 +8,31 @@ import pytest
 
 from affect.core.schema import Modality
 from extractors.au.openface import run_openface
-from extractors.media.decode import MediaTask
-from extractors.run.clip import ClipTask, PreparedClip
+from extractors.run.clip import ClipResult, ClipTask
+from extractors.run.settings import Settings
 from extractors.run.workers import ClipWorkers
 
 
 def task(name: str, reader: str = "auto") -> ClipTask:
-    streams = (Modality.FRAME,)
-    return ClipTask(MediaTask(name, None, None, streams, reader=reader), asked=streams)
+    return ClipTask(Settings(dataset="toy"), name, (Modality.FRAME,), reader=reader)
 
 
-def stand_in(task: ClipTask) -> PreparedClip:
+def stand_in(task: ClipTask) -> ClipResult:
     """Stands for reading a clip; its name says what the reader does."""
-    clip = PreparedClip(task.name)
-    if task.name.startswith("hangs") or (task.name.startswith("decord hangs") and task.media.reader == "auto"):
+    clip = ClipResult(task)
+    if task.name.startswith("hangs") or (task.name.startswith("decord hangs") and task.reader == "auto"):
         time.sleep(600)
     if task.name.startswith("dies"):
         os._exit(3)
-    clip.media.reader = task.media.reader
+    clip.reader = task.reader
     return clip
 
 
-def run_tool(task: ClipTask) -> PreparedClip:
+def run_tool(task: ClipTask) -> ClipResult:
     """Stands for measuring a clip with a tool that never returns; the clip's name is its video."""
     video = Path(task.name)
     run_openface(video, video.parent, str(video.parent / "tool"))
-    return PreparedClip(task.name)
+    return ClipResult(task)
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def prepare(monkeypatch):
 
     def run(tasks, **settings):
         with ClipWorkers(**{"count": 2, "time_limit": 3, **settings}) as workers:
-            return {task.name: clip for task, clip in workers.prepare(tasks)}
+            return {clip.name: clip for clip in workers.prepare(tasks)}
 
     return run
 
@@ -75,7 +74,7 @@ def test_openface_ends_with_the_worker_that_started_it(tmp_path, monkeypatch):
     tool.chmod(0o755)
     (tmp_path / "a.mp4").touch()
     with ClipWorkers(count=1, time_limit=3) as workers:
-        ((_, clip),) = workers.prepare([task(str(tmp_path / "a.mp4"), "pyav")])
+        (clip,) = workers.prepare([task(str(tmp_path / "a.mp4"), "pyav")])
     assert clip.errors
     process = Path(f"/proc/{(tmp_path / 'process').read_text().strip()}")
     while process.exists():  # it ends of itself, which the next line then finds
@@ -88,14 +87,14 @@ def test_a_clip_that_hangs_holds_up_no_other(monkeypatch):
     monkeypatch.setattr("extractors.run.workers.prepare_clip", stand_in)
     tasks = [task("hangs", "pyav"), *(task(f"x{i}", "pyav") for i in range(60))]
     with ClipWorkers(count=2, time_limit=20, ahead=4) as workers:
-        order = [each.name for each, _ in workers.prepare(tasks)]
+        order = [clip.name for clip in workers.prepare(tasks)]
     assert order[-1] == "hangs"  # all others came while it hung, though only four are held at a time
 
 
 def test_what_decord_hangs_on_is_read_by_pyav(prepare):
     clips = prepare([task("decord hangs"), task("x")])
     assert not clips["decord hangs"].errors
-    assert (clips["decord hangs"].media.reader, clips["x"].media.reader) == ("pyav", "auto")
+    assert (clips["decord hangs"].reader, clips["x"].reader) == ("pyav", "auto")
 
 
 def test_tasks_are_taken_only_as_fast_as_clips_are_taken_away(monkeypatch):

@@ -1,6 +1,6 @@
 """Which files of a folder are clips."""
 
-from extractors.media.decode import find_video, list_videos
+from extractors.media.files import find_video, list_videos
 
 
 def test_hidden_files_and_folders_are_no_clips(tmp_path):

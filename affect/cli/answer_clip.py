@@ -1,0 +1,68 @@
+"""`inference.py --video`: one clip's features are extracted as a data set's would be, and it is answered."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from affect.cli.extract import add_clip_flags, check_installed
+from affect.core.layouts import LAYOUTS
+from affect.core.schema import Clip
+
+if TYPE_CHECKING:  # --help opens at once
+    from affect.answer.answerer import Answerer
+    from affect.answer.files import Answer
+    from affect.data.config import DatasetConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags that belong to one clip; what they leave open is as the configuration's data set has it."""
+    group = parser.add_argument_group("one clip", "what is not given is read from the clip and the configuration")
+    add = group.add_argument
+    add("--video", type=Path, help="answer for this clip instead of a data set")
+    add("--audio", type=Path, help="its sound; default: that of the video")
+    add("--subtitle", default="", help="the words spoken in it")
+    add("--openface_csv", type=Path, help="its OpenFace table")
+    add("--mer-factory-output", "--mer_factory_output", dest="au_root", type=Path, help="root of AU JSON to read first")
+    add_clip_flags(group)
+    parser.set_defaults(sampling=None)
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the program with one line where a flag of one clip is given without --video, or needs what is absent."""
+    if args.video:
+        check_installed(args)
+        return
+    names = ["audio", "subtitle", "openface_csv", "au_root", "face_root", "face_finder", "sampling", "openface_root"]
+    names += ["openface_args", "au_backend"]
+    changed = [name for name in names if getattr(args, name) != parser.get_default(name)]
+    if changed:
+        flags = {"au_root": "mer-factory-output", "sampling": "frame_sampling"}
+        parser.error(f"--{flags.get(changed[0], changed[0])} is of one clip: give --video with it")
+
+
+def answer_clip(args: argparse.Namespace, answerer: Answerer, section: DatasetConfig, kind: str) -> Answer:
+    """Extract one clip's features as a data set's would be, and answer."""
+    from affect.answer.answerer import with_action_units
+    from affect.cli.au_fill import sentence_maker
+    from affect.cli.live import extraction_settings, warn_of_other_faces
+    from extractors.run.live import shared_encoder
+    from extractors.run.one_clip import extract_clip
+    from extractors.run.session import Session
+
+    own = ("au_root", "face_root", "openface_root", "openface_executable", "openface_args", "au_backend", "face_finder")
+    settings = extraction_settings(
+        "clip",
+        section,
+        streams=LAYOUTS[section.face_or_frame].needed,
+        sampling=args.sampling or section.frame_sampling,
+        device=str(next(answerer.model.parameters()).device),
+        **{name: getattr(args, name) for name in own},
+    )
+    session = Session(settings, describe=sentence_maker(answerer.config.model), build=shared_encoder)
+    warn_of_other_faces(answerer.config, session.faces_from)
+    result = extract_clip(session, args.video, args.audio, args.openface_csv)
+    clip = Clip(name=args.video.stem, dataset="clip", subtitle=args.subtitle)
+    (answer,) = answerer.answer([clip], [result.features], kind)
+    return with_action_units(answer, result.analysis) if result.analysis else answer

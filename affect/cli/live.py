@@ -1,0 +1,142 @@
+"""Where the features of a configuration's data sets come from: the store, or encoders when a clip is asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from affect.core.layouts import LAYOUTS
+from affect.core.schema import Modality
+from affect.data.config import Config, ConfigError, DatasetConfig, FeatureConfig, ModelConfig
+from affect.data.known_datasets import dataset_name, media_roots
+from affect.features.store import FeatureStore
+from extractors.run.live import LiveFeatures
+from extractors.run.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+MEDIA = (Modality.FRAME, Modality.FACE, Modality.AUDIO)
+"""Streams that are encoded on the fly where a data set says so; AU has a setting of its own."""
+
+
+def extraction_settings(dataset: str, section: FeatureConfig, **more: Any) -> Settings:
+    """Return what a section says of features as the settings of their extraction; `more` counts before it."""
+    own = {
+        "dataset": dataset,
+        "save_root": Path(section.preextracted_root),
+        "au_root": Path(section.mer_factory_output) if section.mer_factory_output else None,
+        "visual_encoder": section.visual_encoder,
+        "acoustic_encoder": section.acoustic_encoder,
+        "au_encoder": section.au_encoder,
+        "sampling": section.frame_sampling,
+        "frame_count": section.frame_n_frms,
+        "clips_per_video": section.clips_per_video,
+    }
+    return Settings(**own | more)
+
+
+def live_streams(name: str, section: DatasetConfig, model: ModelConfig, realtime_au: bool = False) -> list[Modality]:
+    """Return the streams of a data set that are encoded when they are asked for.
+
+    realtime_au: encode the sentences of AU JSON files. Raises ConfigError where that is asked for without such files.
+    """
+    needed = LAYOUTS[section.face_or_frame].needed
+    if realtime_au and Modality.AU in needed and not section.mer_factory_output:
+        raise ConfigError(
+            "inference.use_au_clip_realtime: expected mer_factory_output, the root of the AU JSON files to encode the "
+            f"sentences of, found nothing for data set {name}; set inference.mer_factory_output"
+        )
+    on_the_fly = not section.use_preextracted_features and not model.skip_encoders
+    if not section.use_preextracted_features and model.skip_encoders:
+        logger.info(
+            "data set %s: model.skip_encoders is True, so its features are read from %s, although "
+            "use_preextracted_features is False",
+            name,
+            section.preextracted_root,
+        )
+    live = {*(MEDIA if on_the_fly else ()), *([Modality.AU] if realtime_au else [])}
+    return [stream for stream in needed if stream in live]
+
+
+def open_store(
+    name: str, section: DatasetConfig, model: ModelConfig, device: str = "cpu", realtime_au: bool = False
+) -> FeatureStore | LiveFeatures:
+    """Return where the features of a data set come from: its store, with encoders before it where the section says so.
+
+    Raises ConfigError where raw clips are not named or an encoder is not as wide as the model expects, and what
+    `extractors.encoders.build_encoder` raises.
+    """
+    streams = live_streams(name, section, model, realtime_au)
+    if not streams:
+        return FeatureStore(Path(section.preextracted_root), dataset_name(name))
+    roots = _roots(name, section, streams)
+    more = {"streams": tuple(streams), "stages": ("features",), "device": device}
+    features = LiveFeatures(extraction_settings(dataset_name(name), section, **roots, **more))
+    for stream, spec in features.specs.items():
+        if spec.dim != model.feature_dim(stream):
+            raise ConfigError(
+                f"data set {name}: encoder {spec.encoder} gives {spec.dim} numbers a row, but the model expects "
+                f"{model.feature_dim(stream)} of {stream}; name another encoder, or correct model.preextracted_*_dim"
+            )
+    if Modality.FRAME in streams and section.frame_sampling == "emotion_peak" and not section.mer_factory_output:
+        logger.info("data set %s: frame_sampling emotion_peak without mer_factory_output: frames are uniform", name)
+    logger.info("data set %s: %s encoded when a clip is asked for, on %s", name, ", ".join(streams), device)
+    return features
+
+
+def live_stores(config: Config, device: str) -> dict[str, LiveFeatures]:
+    """Return data set -> its features for training on a device, for the data sets that are encoded on the fly."""
+    stores = {name: open_store(name, section, config.model, device) for name, section in config.datasets.items()}
+    return {name: store for name, store in stores.items() if isinstance(store, LiveFeatures)}
+
+
+def loader_settings(config: Config, stores: Iterable[Any], device: str) -> Config:
+    """Return the configuration to read samples with: without loader processes where clips are encoded on a GPU.
+
+    stores: where features come from; a forked process cannot use the GPU of its parent.
+    """
+    if device == "cpu" or not config.run.num_workers or not any(isinstance(store, LiveFeatures) for store in stores):
+        return config
+    logger.info("run.num_workers counts as 0: clips that are encoded on a GPU are read in the process that has it")
+    return config.model_copy(update={"run": config.run.model_copy(update={"num_workers": 0})})
+
+
+def warn_of_other_faces(trained: Config, found: str) -> None:
+    """Say so where faces come from elsewhere than those that a model was trained on, in the words of sidecars.
+
+    trained: the model's configuration, whose features may be on this machine.
+    """
+    for name, section in trained.datasets.items():
+        if Modality.FACE not in LAYOUTS[section.face_or_frame].needed:
+            continue
+        store = FeatureStore(Path(section.preextracted_root), dataset_name(name))
+        spec = section.spec(Modality.FACE, trained.model.preextracted_visual_dim)
+        expected = (store.provenance(spec) or {}).get("faces_from", found)
+        if expected != found:
+            logger.warning(
+                "faces come from %s here, but from %s in the features of %s that the model was trained on: crops and "
+                "colours of the two differ",
+                found,
+                expected,
+                name,
+            )
+
+
+def _roots(name: str, section: DatasetConfig, streams: Sequence[Modality]) -> dict[str, Path | None]:
+    """Return where the raw clips are (raises ConfigError where the section does not say)."""
+    known = media_roots(name, section)
+    roots = {"video_root": known.video, "audio_root": known.audio, "face_root": known.face}
+    for stream, keys in (
+        (Modality.FRAME, ("video_root",)),
+        (Modality.FACE, ("face_root", "video_root")),
+        (Modality.AUDIO, ("audio_root", "video_root")),
+    ):
+        given = [roots[key] for key in keys if roots[key]]
+        if stream in streams and not any(root.is_dir() for root in given):
+            raise ConfigError(
+                f"data set {name}: expected {' or '.join(keys)}, a folder to encode {stream} from, found "
+                f"{' or '.join(map(str, given)) or 'nothing'}; name it, or set use_preextracted_features to True"
+            )
+    return roots
