@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 
 import av
 import numpy as np
@@ -97,9 +96,7 @@ class VideoWriter:
         frame.time_base = Fraction(1, _CLOCK)
         self._container.mux(self._stream.encode(frame))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         if self._container is None:
             return
         if kind is None:

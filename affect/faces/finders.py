@@ -249,19 +249,14 @@ def load_face_array(face_root: str | Path, name: str) -> np.ndarray:
     if path is None:
         raise MediaError(f"clip {name!r} has no face array: expected {places[0]} or {places[1]}; check the face root")
     try:
-        faces = np.load(path, allow_pickle=False)
+        with path.open("rb") as handle:
+            faces = np.lib.format.read_array(handle)  # no pickles, no archives
     except (OSError, ValueError, EOFError) as error:
         raise MediaError(
             f"{path}: expected uint8 faces [T, H, W, 3], but it cannot be read ({error}); make it anew"
         ) from None
-    if (
-        not isinstance(faces, np.ndarray)
-        or faces.ndim != 4
-        or 0 in faces.shape[1:3]
-        or faces.shape[3] != 3
-        or faces.dtype != np.uint8
-    ):
-        found = f"{faces.dtype} {list(faces.shape)}" if isinstance(faces, np.ndarray) else "an archive"
+    if faces.dtype != np.uint8 or faces.ndim != 4 or faces.shape[3] != 3 or 0 in faces.shape[1:]:
+        found = f"{faces.dtype} {list(faces.shape)}"
         raise MediaError(f"{path}: expected uint8 faces [T, H, W, 3], found {found}; make it anew")
     return faces
 

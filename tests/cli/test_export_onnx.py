@@ -10,6 +10,7 @@ from affect.cli import export_onnx
 from affect.expressions.config import ImageModelConfig, input_spec
 from affect.expressions.models import build_model, load_model
 from affect.expressions.network_file import ModelCard, save_model
+from affect.expressions.onnx_file import to_onnx
 
 SETTINGS = {
     "compact": {"width": 0.25},
@@ -73,7 +74,7 @@ def test_the_file_tells_its_classes_and_what_it_sees(tmp_path, onnx):
 
 def test_an_older_opset_is_kept_to(tmp_path, onnx):
     model, card = load_model(save_network(tmp_path / "best.safetensors", "compact"))
-    content, _ = export_onnx.export(model, card, opset=18)
+    content = to_onnx(model, card, opset=18)
     (version,) = [entry.version for entry in onnx.load_from_string(content).opset_import if not entry.domain]
     assert version == 18
 

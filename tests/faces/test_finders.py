@@ -265,7 +265,7 @@ def test_a_bad_face_array_is_refused_in_one_sentence(tmp_path):
         "gray": r"found uint8 \[2, 4, 4\]",
         "pickled": "cannot be read",
         "cut": "cannot be read",
-        "archive": "found an archive",
+        "archive": "cannot be read",
         "absent": "has no face array",
     }
     for name, reason in expected.items():
