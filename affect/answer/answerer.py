@@ -49,7 +49,9 @@ class Answerer:
         inference = self.config.inference
         self.prompts = load_prompts(self.config.model.prompt_file)
         self.collator = Collator(self.model.tokenizer, self.config.model.max_length, generation=True)
-        self.decoding = Decoding(inference.max_new_tokens, inference.do_sample, inference.top_p, inference.temperature)
+        self.decoding = Decoding(
+            inference.max_new_tokens, inference.do_sample, inference.top_p, inference.temperature, inference.seed
+        )
 
     @torch.no_grad()
     def answer(
@@ -106,7 +108,7 @@ def load_model(config: Config, checkpoint: Path) -> AffectGPT:
     if device.index is not None:
         torch.cuda.set_device(device)  # where weights in 4 bits are loaded to
     on_gpu = device.type == "cuda" or (config.inference.backend == "vllm" and torch.cuda.is_available())
-    half = on_gpu and torch.cuda.is_bf16_supported()
+    half = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     trained = [LAYOUTS[section.face_or_frame] for section in config.datasets.values()]
     model = build_affectgpt(config.model, trained, torch.bfloat16 if half else torch.float32)
     exact = not half and not config.model.load_in_4bit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ def answer_settings(
         "do_sample": inference.do_sample,
         "backend": inference.backend,
     }
-    return settings | ({"top_p": inference.top_p, "temperature": inference.temperature} if inference.do_sample else {})
+    sampled = ("top_p", "temperature", "seed") if inference.do_sample else ()
+    return settings | {key: getattr(inference, key) for key in sampled}
 
 
 def resume_answers(path: Path, settings: dict[str, Any], overwrite: bool = False) -> set[str]:
@@ -100,23 +101,38 @@ def write_answers(path: Path, answers: Iterable[Answer]) -> int:
     with path.open("a", encoding="utf-8", buffering=1) as handle:
         for answer in answers:
             count += 1
-            handle.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+            handle.write(_line(answer))
     return count
+
+
+def put_answer(path: Path, answer: Answer) -> None:
+    """Add an answer to a file of JSON lines in place of those that its clip had, whole or not at all."""
+    kept = [line for line, record in _records(path) if record["name"] != answer.name] if path.is_file() else []
+    with atomic_write(path) as handle:
+        handle.write("".join([*kept, _line(answer)]).encode())
 
 
 def read_answered(path: Path) -> dict[str, str]:
     """Return name -> answer of a file of JSON lines (raises ValueError naming the line that is none)."""
-    answered = {}
+    return {record["name"]: record["answer"] for _, record in _records(path)}
+
+
+def _line(answer: Answer) -> str:
+    return json.dumps(asdict(answer), ensure_ascii=False) + "\n"
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the whole lines of a file of answers and what they hold."""
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
         try:
             record = json.loads(line)
-            answered[record["name"]] = record["answer"]
+            _ = record["name"], record["answer"]
         except (ValueError, TypeError, KeyError):
             raise ValueError(
                 f"{path}: line {number}: expected an answer as a JSON object, found something else; delete that line, "
                 "or give --overwrite to make all answers anew"
             ) from None
-    return answered
+        yield line + "\n", record
 
 
 def npz_path(path: Path) -> Path:

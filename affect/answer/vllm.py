@@ -36,9 +36,11 @@ class VllmWriter:
         """Return the answer text of each row of a batch of prompts."""
         shown = batch.attention_mask.bool()  # vLLM knows no padding
         prompts = [row[mask] for row, mask in zip(self._model.embed(batch), shown, strict=True)]
-        sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p} if decoding.do_sample else {}
+        sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "seed": decoding.seed}
         stops = [self._model.tokenizer.eos_token_id]
-        said = self._engine.answers(prompts, decoding.max_new_tokens, stop_token_ids=stops, **sampling)
+        said = self._engine.answers(
+            prompts, decoding.max_new_tokens, stop_token_ids=stops, **(sampling if decoding.do_sample else {})
+        )
         return [text.split("###")[0].strip() for text in said]
 
     @cached_property

@@ -40,6 +40,7 @@ from affect.answer.files import (
     Answer,
     answer_settings,
     answers_path,
+    put_answer,
     resume_answers,
     write_answers,
     write_npz,
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
             answerer.look = AttentionWriter(model, folder / "clips-attention")
         answer = answer_clip.answer_clip(args, answerer, section, LABELS if args.no_reasoning else REASONING)
         show(console, answer)
-        write_answers(folder / "clips.jsonl", [answer])
+        put_answer(folder / "clips.jsonl", answer)
         return 0
     datasets = open_datasets(config, sections)
     return answer_datasets(args, config, checkpoints, datasets, console)

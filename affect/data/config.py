@@ -266,6 +266,8 @@ class InferenceConfig(Section):
     do_sample: bool = False
     top_p: float = Field(0.9, gt=0, le=1)
     temperature: float = Field(1.0, gt=0)
+    seed: int = 42
+    """What do_sample draws from."""
     backend: Literal["hf", "vllm"] = "hf"
     device: str = "auto"
     """auto, cpu, cuda or cuda:<index>."""

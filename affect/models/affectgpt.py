@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from affect.core.layouts import Layout
 from affect.core.schema import Batch, Modality
@@ -69,6 +70,8 @@ class Decoding:
     do_sample: bool = False
     top_p: float = 0.9
     temperature: float = 1.0
+    seed: int = 42
+    """What sampling draws from, together with the clips' names."""
 
 
 class AffectGPT(nn.Module):
@@ -99,17 +102,23 @@ class AffectGPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, batch: Batch, decoding: Decoding) -> list[str]:
-        """Return the answer text of each row of a batch of prompts, without the prompt."""
-        sampling = {"top_p": decoding.top_p, "temperature": decoding.temperature} if decoding.do_sample else {}
-        ids = self.llm.generate(
-            inputs_embeds=self.embed(batch),
-            attention_mask=batch.attention_mask,
+        """Return the answer text of each row of a batch of prompts, without the prompt.
+
+        What is sampled depends on the seed and on the clips of the batch, not on what was answered before.
+        """
+        settings = GenerationConfig(
             max_new_tokens=decoding.max_new_tokens,
             do_sample=decoding.do_sample,
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
-            **sampling,
         )
+        if decoding.do_sample:
+            # the library's own choice would be the 50 likeliest tokens
+            settings.update(top_p=decoding.top_p, temperature=decoding.temperature, top_k=0)
+            digest = hashlib.sha256("\0".join([str(decoding.seed), *batch.names]).encode()).digest()
+            torch.manual_seed(int.from_bytes(digest[:7]))
+        embeddings, mask = self.embed(batch), batch.attention_mask
+        ids = self.llm.generate(inputs_embeds=embeddings, attention_mask=mask, generation_config=settings)
         # an answer ends at the first mark of a new turn, should the model go on after it
         return [text.split("###")[0].strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 

@@ -1,12 +1,15 @@
 """Answers of a model: batches, devices, and features that cannot be those of the configuration."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
+from affect.answer import answerer as loading
 from affect.answer.answerer import Answerer, check_features, check_layout, inference_device, load_model
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Modality
@@ -51,16 +54,26 @@ def test_a_batch_of_eight_gives_the_answers_of_one_by_one(answerer, dataset, tin
     assert answers[8][4].missing == ["audio"]
 
 
-def test_sampling_draws_anew_each_time_and_follows_the_seed(answerer, dataset, tiny_world):
-    tiny_world.inference.do_sample = True
-    answerer = Answerer(answerer.model, tiny_world, answerer.layout)
-
-    def texts(seed: int) -> list[str]:
-        torch.manual_seed(seed)
-        return [answer.answer for answer in answerer.answer_dataset(dataset)]
+def test_sampling_follows_the_seed_and_the_clips_alone(answerer, dataset, tiny_world):
+    def texts(seed: int, first: int = 0) -> list[str]:
+        tiny_world.inference.do_sample, tiny_world.inference.seed = True, seed
+        sampling = Answerer(answerer.model, tiny_world, answerer.layout)
+        part = replace(dataset, clips=dataset.clips[first:])
+        return [answer.answer for answer in sampling.answer_dataset(part)]
 
     assert texts(0) == texts(0)
     assert texts(0) != texts(1)
+    assert texts(0)[8:] == texts(0, 8)  # a run that goes on after its first batch
+
+
+def test_greedy_is_greedy_whatever_the_language_model_s_folder_says(answerer, dataset, tiny_world, tiny_llm, tmp_path):
+    greedy = list(answerer.answer_dataset(dataset))
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    GenerationConfig(do_sample=True, temperature=5.0, repetition_penalty=9.0).save_pretrained(folder)
+    tiny_world.model.llama_model = str(folder)
+    same = build_affectgpt(tiny_world.model, [LAYOUTS[answerer.layout]]).eval()
+    same.load_state_dict(answerer.model.state_dict())
+    assert list(Answerer(same, tiny_world, answerer.layout).answer_dataset(dataset)) == greedy
 
 
 def test_every_batch_is_shown_before_it_is_answered(answerer, dataset):
@@ -132,6 +145,20 @@ def test_four_bits_without_a_gpu_to_answer_on_are_refused(tiny_world, tmp_path):
     tiny_world.model.load_in_4bit, tiny_world.inference.device = True, "cpu"
     with pytest.raises(ValueError, match=r"load_in_4bit: expected .* on a GPU, found backend hf on cpu"):
         load_model(tiny_world, tmp_path)
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_bfloat16_that_a_card_emulates_is_left_alone(tiny_world, tmp_path, monkeypatch, emulated):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or not emulated
+    )
+    monkeypatch.setattr(loading, "build_affectgpt", lambda config, layouts, dtype: asked.append(dtype) or 1 / 0)
+    tiny_world.inference.backend = "vllm"  # the model itself stays on the CPU
+    with pytest.raises(ZeroDivisionError):
+        load_model(tiny_world, tmp_path)
+    assert asked == [torch.float32 if emulated else torch.bfloat16]
 
 
 def test_a_gpu_index_counts_where_there_are_gpus(monkeypatch, caplog):

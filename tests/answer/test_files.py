@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from affect.answer.files import Answer, npz_path, read_answered, resume_answers, write_answers, write_npz
+from affect.answer.files import Answer, npz_path, put_answer, read_answered, resume_answers, write_answers, write_npz
 from affect.evaluate.mer_unibench import find_answers
 from affect.evaluate.results import read_answers
 
@@ -54,6 +54,19 @@ def test_a_line_that_is_no_answer_is_named(path):
         handle.write("no JSON\n")
     with pytest.raises(ValueError, match="line 2: expected an answer as a JSON object"):
         resume_answers(path, SETTINGS)
+
+
+def test_a_clip_that_is_answered_again_keeps_one_line(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    twice = [answer("a"), answer("b"), answer("a")]  # as files were written once
+    write_answers(path, twice)
+    with path.open("a") as handle:
+        handle.write('{"name": "c", "answ')  # a run that was killed
+    put_answer(path, answer("a", "now\u2028sad"))
+    assert read_answered(path) == {"b": answer("b").answer, "a": "now\u2028sad"}
+    assert path.read_text().count("\n") == 2
+    put_answer(path, answer("d"))
+    assert list(read_answered(path)) == ["b", "a", "d"]
 
 
 def test_answers_of_other_settings_are_not_mixed(path):

@@ -229,7 +229,8 @@ def test_a_table_of_another_clip_is_noticed(trained_on_embedded, shared, caplog)
 
 def test_a_clip_without_a_table_is_answered_from_the_rest(trained_on_embedded, tmp_path, shared):
     video = shared / "data/video/grid_bbaf2n.mpg"
-    inference.main(["--cfg-path", str(trained_on_embedded), "--video", str(video)])
+    for _ in range(2):  # its answer takes the place of the one before
+        inference.main(["--cfg-path", str(trained_on_embedded), "--video", str(video)])
     (answer,) = records(tmp_path / "results" / "clips.jsonl")
     assert answer["missing"] == ["au"]
     assert answer["action_units"] == {}
