@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
+from affect.core.facs import parse_au_description
 from affect.core.files import atomic_write
 from affect.core.schema import check_name
 
@@ -28,7 +29,7 @@ class FrameAus(TypedDict, total=False):
     """Seconds."""
     au_description: str
     active_aus: dict[str, float]
-    """`AU10_r` -> intensity 0..5, active ones only."""
+    """`AU10_r` -> intensity 0..5, active ones only; read from `au_description` in files that lack it."""
     is_peak_frame: bool
     fine_grained_description: str
     """The whole exchange that made the sentence of this frame: AU input and answer."""
@@ -209,7 +210,7 @@ def _check_parts(path: Path, known: dict[str, Any]) -> None:
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(f"{path}: {key} must be a list of objects, found something else; make the file anew")
     for frame in known.get("per_frame_au_descriptions", []):
-        active = frame.setdefault("active_aus", {}) or {}
+        active = frame.get("active_aus") or _described_aus(frame.get("au_description"))
         frame["active_aus"] = active
         if not isinstance(frame.get("frame", 1), int) or not isinstance(active, dict):
             raise ValueError(
@@ -229,6 +230,14 @@ def _check_parts(path: Path, known: dict[str, Any]) -> None:
             f"{path}: au_info must have a whole number total_frames and [first, last] pairs in frames_without_face; "
             "make the file anew"
         )
+
+
+def _described_aus(text: Any) -> dict[str, float]:
+    """Return the intensities that a description states; of one in other words, nothing."""
+    try:
+        return parse_au_description(text) if isinstance(text, str) else {}
+    except ValueError:
+        return {}
 
 
 def _json_type(value: Any) -> str:

@@ -248,3 +248,22 @@ def test_null_action_units_are_none(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"per_frame_au_descriptions": [{"frame": 1, "active_aus": None}]}))
     assert read_au_json(path).per_frame_au_descriptions[0]["active_aus"] == {}
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        (
+            {"au_description": "Upper lip raiser (intensity: 1.06), Blink (intensity: 2.00)"},
+            {"AU10_r": 1.06, "AU45_r": 2},
+        ),
+        ({"au_description": "Blink (intensity: 2.00)", "active_aus": {"AU12_r": 1.5}}, {"AU12_r": 1.5}),
+        ({"au_description": "a calm face"}, {}),
+        ({"au_description": None, "active_aus": None}, {}),
+    ],
+)
+def test_intensities_come_from_the_description_where_they_are_not_given_apart(tmp_path, frame, expected):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"per_frame_au_descriptions": [{"frame": 1, **frame}]}))
+    (read,) = read_au_json(path).per_frame_au_descriptions
+    assert read["active_aus"] == expected
