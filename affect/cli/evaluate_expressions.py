@@ -13,17 +13,11 @@ import numpy as np
 
 from affect.core.failures import Failure, write_failures
 from affect.core.plots import draw_bars, draw_confusion
-from affect.evaluate.classification import confusion
-from affect.evaluate.errors import MissingNamesError, ScoreError
-from affect.evaluate.report import Report, ResultTable
+from affect.evaluate.classification import class_rows, classification_scores, confusion
+from affect.evaluate.errors import require_names
+from affect.evaluate.result_tables import Report, ResultTable
 from affect.evaluate.results import read_answers
-from affect.expressions.scores import (
-    class_rows,
-    draw_evaluation,
-    evaluation_report,
-    expression_scores,
-    scores_of_counts,
-)
+from affect.expressions.scores import draw_evaluation, evaluation_report, expression_scores
 
 if TYPE_CHECKING:  # other commands of evaluate.py need no torch
     from affect.expressions.config import ImagesConfig
@@ -64,12 +58,12 @@ def add_arguments(add: Callable[..., argparse.Action]) -> None:
 def expression_report(args: argparse.Namespace) -> Report:
     """Score a network on images, or answers against the truth."""
     if bool(args.ckpt) == bool(args.gt and args.pred) or (args.ckpt and (args.gt or args.pred)):
-        raise ScoreError("expected --ckpt (with --data_root), or --gt and --pred; give one of the two")
+        raise ValueError("expected --ckpt (with --data_root), or --gt and --pred; give one of the two")
     idle = [f"--{name}" for name in OF_NETWORKS if getattr(args, name)]
     if args.gt and idle:
-        raise ScoreError(f"{', '.join(idle)}: expected only with --ckpt, found --gt; leave it out")
+        raise ValueError(f"{', '.join(idle)}: expected only with --ckpt, found --gt; leave it out")
     if args.gallery and not args.pictures:
-        raise ScoreError("--gallery needs a folder to draw into; add --pictures FOLDER")
+        raise ValueError("--gallery needs a folder to draw into; add --pictures FOLDER")
     return network_report(args) if args.ckpt else answers_report(args)
 
 
@@ -93,7 +87,7 @@ def network_report(args: argparse.Namespace) -> Report:
     failures = [*image_set.failures, *found.failures]
     list_failures(args, failures)
     if not found.names:
-        raise ScoreError(f"{images.data_root}: none of the {len(image_set)} images can be read; see failures.csv")
+        raise ValueError(f"{images.data_root}: none of the {len(image_set)} images can be read; see failures.csv")
     scores = expression_scores(found, card.classes, card.multi_label)
     title = f"{path.parent.name}/{path.name} on {image_set.split} of {image_set.name}"
     if args.pictures:
@@ -117,7 +111,7 @@ def images_section(args: argparse.Namespace, path: Path, card: ModelCard) -> tup
     trained = load_fer_config(file).images.model_dump() if file.is_file() else {}
     root = args.data_root or trained.get("data_root")
     if root is None:
-        raise ScoreError(f"{path}: there is no config.yaml beside it that names its images; add --data_root")
+        raise ValueError(f"{path}: there is no config.yaml beside it that names its images; add --data_root")
     about_data = ("data_type", "votes_csv", "votes_target")
     same = bool(trained) and Path(root).resolve() == Path(trained["data_root"]).resolve()
     content = {key: trained[key] for key in (*DIVIDED, *(about_data if same else ())) if key in trained}
@@ -141,7 +135,7 @@ def open_split(args: argparse.Namespace, images: ImagesConfig, card: ModelCard) 
     sets = open_images(images, card.input, wanted, classes=card.classes)
     split = next((name for name in wanted if name in sets), None)
     if split is None:
-        raise ScoreError(
+        raise ValueError(
             f"{images.data_root}: has no {' or '.join(wanted)} images; name another --split, or a share by --val_split"
         )
     return sets[split]
@@ -171,26 +165,23 @@ def draw_samples(args: argparse.Namespace, image_set: ImageSet, found: Evaluatio
 def answers_report(args: argparse.Namespace) -> Report:
     """Score one label an image."""
     truth, answers = read_answers(args.gt), read_answers(args.pred)
-    missing = [name for name in truth if name not in answers]
-    if missing:
-        raise MissingNamesError("answer", missing)
+    require_names(truth, "answer", answers)
     for path, values in ((args.gt, truth), (args.pred, answers)):
         wrong = [name for name, value in values.items() if not isinstance(value, str)]
         if wrong:
-            raise ScoreError(f"{path}: {wrong[0]}: expected one label, found {values[wrong[0]]!r}")
+            raise ValueError(f"{path}: {wrong[0]}: expected one label, found {values[wrong[0]]!r}")
     labels = sorted(set(truth.values()))
     counts = confusion(list(truth.values()), [answers[name] for name in truth], labels)
-    means, per_class = scores_of_counts(counts)
+    scores = classification_scores(counts)
     if args.pictures:
         draw_confusion(args.pictures / "confusion.png", counts, labels)
-        draw_bars(args.pictures / "labels.png", labels, {name: per_class[name] for name in ("recall", "precision")})
-    per_label = class_rows(per_class, labels)
+        bars = {name: scores.per_class[name] for name in ("recall", "precision")}
+        draw_bars(args.pictures / "labels.png", labels, bars)
+    per_label = class_rows(scores.per_class, labels)
+    content = {**scores.means, "n": len(truth)}
     extra = sum(name not in truth for name in answers)
-    tables = [
-        ResultTable("expressions", [*means, "n"], [[*means.values(), len(truth)]]),
-        ResultTable("labels", ["label", *per_class], [list(row.values()) for row in per_label]),
-    ]
-    return Report({**means, "n": len(truth), "extra_names": extra, "per_label": per_label}, tables)
+    tables = [ResultTable("expressions", [content]), ResultTable("labels", per_label)]
+    return Report({**content, "extra_names": extra, "per_label": per_label}, tables)
 
 
 def _positive(text: str) -> int:

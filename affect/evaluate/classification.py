@@ -6,17 +6,11 @@ classes without clips are left out of the means. A class that was never predicte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-
-
-def accuracy(truth: Sequence[str], predicted: Sequence[str | None]) -> float:
-    """Return the share of clips whose label is right; NaN without clips."""
-    if not truth:
-        return float("nan")
-    return float(np.mean([t == p for t, p in zip(truth, predicted, strict=True)]))
 
 
 def confusion(truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> np.ndarray:
@@ -27,45 +21,39 @@ def confusion(truth: Sequence[str], predicted: Sequence[str | None], labels: Seq
     return counts
 
 
-def recall_and_precision(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each label's share of found clips and of right predictions, [L] each, of counts as `confusion` has them.
-
-    NaN where a label has no clip, or was never predicted.
-    """
-    right = counts.diagonal()
-    with np.errstate(invalid="ignore"):
-        return right / counts.sum(axis=1), right / counts[:, : len(right)].sum(axis=0)
-
-
 @dataclass(frozen=True)
 class ClassificationScores:
     """Scores of one label a clip."""
 
-    acc: float
-    macro_f1: float
-    """Plain mean of the classes' F1."""
-    uar: float
-    """Unweighted average recall: the plain mean of the classes' recall."""
-    waf: float
-    """Mean of the classes' F1, weighted by their clips."""
-    f1: np.ndarray
-    """[L] F1 of each class; NaN where a class has no clip."""
+    means: dict[str, float]
+    """acc, macro_f1 (plain mean of the classes' F1), uar (of their recall), waf (of their F1, weighted by clips)."""
+    per_class: dict[str, np.ndarray]
+    """f1, recall, precision and n (clips), [L] each; NaN where a class has no clip, or was never predicted."""
 
 
 def classification_scores(counts: np.ndarray) -> ClassificationScores:
     """Return the scores of counts as `confusion` has them; NaN without clips."""
-    right, clips = counts.diagonal(), counts.sum(axis=1)
-    predicted = counts[:, : len(right)].sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        f1 = np.where(clips > 0, 2 * right / (clips + predicted), np.nan)
-    known = clips > 0
-    if not known.any():
-        return ClassificationScores(*[float("nan")] * 4, f1=f1)
-    recall, _ = recall_and_precision(counts)
-    return ClassificationScores(
-        acc=float(right.sum() / clips.sum()),
-        macro_f1=float(f1[known].mean()),
-        uar=float(recall[known].mean()),
-        waf=float((f1[known] * clips[known]).sum() / clips.sum()),
-        f1=f1,
+    from sklearn.metrics import precision_recall_fscore_support
+
+    n = counts.sum(axis=1)
+    if not n.any():  # which the library refuses
+        nothing = dict.fromkeys(("f1", "recall", "precision"), np.full(len(n), np.nan))
+        return ClassificationScores(dict.fromkeys(("acc", "macro_f1", "uar", "waf"), float("nan")), nothing | {"n": n})
+    true, predicted = (places.ravel() for places in np.indices(counts.shape))
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        true, predicted, labels=range(len(counts)), sample_weight=counts.ravel(), zero_division=np.nan
     )
+    f1, known = np.where(n > 0, f1, np.nan), n > 0
+    means = {
+        "acc": float(counts.diagonal().sum() / n.sum()),
+        "macro_f1": float(f1[known].mean()),
+        "uar": float(recall[known].mean()),
+        "waf": float(np.average(f1[known], weights=n[known])),
+    }
+    return ClassificationScores(means, {"f1": f1, "recall": recall, "precision": precision, "n": n})
+
+
+def class_rows(per_class: Mapping[str, np.ndarray], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the scores of each class by name, its own as `label`."""
+    columns = zip(classes, *(values.tolist() for values in per_class.values()), strict=True)
+    return [dict(zip(("label", *per_class), column, strict=True)) for column in columns]

@@ -14,19 +14,17 @@ published tables are, and kept.
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from affect.evaluate.answers import split_labels
-from affect.evaluate.errors import LabelError, MissingNamesError, ScoreError
+from affect.evaluate.errors import LabelError, require_names
 from affect.evaluate.tally import Tally
 
 WHEELS = (1, 2, 3, 4, 5)
@@ -89,55 +87,61 @@ class EmotionWheels:
 def read_wheels(folder: str | Path) -> EmotionWheels:
     """Return the tables of a folder with format.csv, synonym.xlsx and wheel1.xlsx to wheel5.xlsx.
 
-    Raises ScoreError naming the file, or the columns, that it lacks.
+    Raises ValueError naming the file, or the columns, that it lacks.
     """
     folder = Path(folder)
-    forms = _read(folder / "format.csv", ["name", "format"])
-    names: dict[str, set[str]] = {}
-    for name, listed in zip(forms["name"], forms["format"], strict=True):
+    names: dict[str, set[str]] = defaultdict(set)
+    for name, listed in _read(folder / "format.csv", ["name", "format"]):
         for form in [*filter(None, listed.split(",")), name]:
-            names.setdefault(form, set()).add(name)
+            names[form].add(name)
     synonyms = _read(folder / "synonym.xlsx", [f"{part}_run{run}" for run in _RUNS for part in ("word", "synonym")])
-    wheel_words: dict[str, set[str]] = {}
-    for run in _RUNS:
-        for word, listed in zip(synonyms[f"word_run{run}"], synonyms[f"synonym_run{run}"], strict=True):
+    wheel_words: dict[str, set[str]] = defaultdict(set)
+    for row in synonyms:
+        for word, listed in zip(row[::2], row[1::2], strict=True):
             for synonym in filter(None, map(_plain, [*listed.split(","), word])):
-                wheel_words.setdefault(synonym, set()).add(_plain(word))
+                wheel_words[synonym].add(_plain(word))
     trees = {}
     for wheel in WHEELS:
         branches = _branches(_read(folder / f"wheel{wheel}.xlsx", ["level1", "level2", "level3"]))
         trees[wheel, 1] = {word: words[0] for words in branches for word in words}
         trees[wheel, 2] = _level2_tree(branches)
-    return EmotionWheels(_sorted(names), _sorted(wheel_words), trees)
+    return EmotionWheels(
+        *({key: sorted(found) for key, found in table.items()} for table in (names, wheel_words)), trees
+    )
 
 
-def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    """Return a table as strings, empty cells as ''."""
+def _read(path: Path, columns: list[str]) -> list[tuple[str, ...]]:
+    """Return the rows of a table as strings, empty cells as ''."""
     if not path.is_file():
-        raise ScoreError(
+        raise ValueError(
             f"{path}: no such file; expected the emotion wheel tables (format.csv, synonym.xlsx, wheel1.xlsx to "
             "wheel5.xlsx) in one folder, so name that folder"
         )
+    import pandas as pd
+
     read = pd.read_csv if path.suffix == ".csv" else pd.read_excel
     try:
         table = read(path, dtype=str, keep_default_na=False)
     except Exception as error:  # the reader of a broken workbook raises whatever its zip and XML parsers do
-        raise ScoreError(f"{path}: expected a table, found a file that is none ({error}); get it anew") from None
+        raise ValueError(f"{path}: expected a table, found a file that is none ({error}); get it anew") from None
     if missing := [column for column in columns if column not in table]:
-        raise ScoreError(
+        raise ValueError(
             f"{path}: expected a column {missing[0]!r}, found {', '.join(map(str, table.columns)) or 'none'}; "
             "get the table anew"
         )
-    return table[columns]
+    return list(table[columns].itertuples(index=False, name=None))
 
 
-def _branches(table: pd.DataFrame) -> list[tuple[str, str, str]]:
+def _branches(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Return (level 1, level 2, level 3) of each row; a blank cell repeats the one above it."""
-    filled = table.map(_plain).replace("", None).ffill().fillna("")
-    return list(filled.itertuples(index=False, name=None))
+    branches, above = [], ("", "", "")
+    for row in rows:
+        above = tuple(_plain(word) or other for word, other in zip(row, above, strict=True))
+        branches.append(above)
+    return branches
 
 
-def _level2_tree(branches: list[tuple[str, str, str]]) -> dict[str, str]:
+def _level2_tree(branches: list[tuple[str, ...]]) -> dict[str, str]:
     """Return word -> level-2 cluster; a level-1 word stands for the alphabetically first below it."""
     tree = {}
     for top in dict.fromkeys(first for first, _, _ in branches):
@@ -151,10 +155,6 @@ def _level2_tree(branches: list[tuple[str, str, str]]) -> dict[str, str]:
 
 def _plain(word: str) -> str:
     return word.lower().strip()
-
-
-def _sorted(table: dict[str, set[str]]) -> dict[str, list[str]]:
-    return {key: sorted(values) for key, values in table.items()}
 
 
 @dataclass(frozen=True)
@@ -187,14 +187,13 @@ def ew_scores(
     truth and answers: name -> labels, as `split_labels` reads them; names: clips to score (default: all of
     truth). Raises MissingNamesError, LabelError.
     """
-    chosen, told, said = _clusters_of(truth, answers, wheels, level, names)
-    counts = np.zeros((len(chosen), len(WHEELS), 3))
-    for i, (clip, answer) in enumerate(zip(told, said, strict=True)):
-        for j, (true, found) in enumerate(zip(clip, answer, strict=True)):
-            if true:
-                common = len(true & found)
-                counts[i, j] = common / len(found) if found else 0, common / len(true), 1
-    return _wheel_scores(chosen, counts, _ew_of_sums, ("fscore", "precision", "recall"))
+
+    def shares(true: Clusters, found: Clusters, _wheel: int) -> tuple[float, float]:
+        common = len(true & found)
+        return common / len(found) if found else 0, common / len(true)
+
+    parts = ("fscore", "precision", "recall")
+    return _wheel_scores(truth, answers, wheels, shares, _ew_of_sums, parts, level, names)
 
 
 def hit_scores(truth: Mapping[str, Any], answers: Mapping[str, Any], wheels: EmotionWheels) -> WheelScores:
@@ -204,18 +203,16 @@ def hit_scores(truth: Mapping[str, Any], answers: Mapping[str, Any], wheels: Emo
     mscore: the same over the answer's clusters that any label of the data set has. The list of those labels is
     not lower-cased, as published. Raises MissingNamesError, LabelError.
     """
-    chosen, told, said = _clusters_of(truth, answers, wheels, 1, None)
     labels = [
         label for value in truth.values() for label in ([value] if isinstance(value, str) else split_labels(value))
     ]
     candidates = wheels.to_clusters(labels, 1, lower=False)
-    counts = np.zeros((len(chosen), len(WHEELS), 3))
-    for i, (clip, answer) in enumerate(zip(told, said, strict=True)):
-        for j, (true, found) in enumerate(zip(clip, answer, strict=True)):
-            if true:
-                hits, possible = len(true & found), len(found & candidates[j])
-                counts[i, j] = hits, hits / possible if possible else 0, 1
-    return _wheel_scores(chosen, counts, _means_of_sums, ("hitrate", "mscore"))
+
+    def hits(true: Clusters, found: Clusters, wheel: int) -> tuple[float, float]:
+        common, possible = len(true & found), len(found & candidates[wheel])
+        return common, common / possible if possible else 0
+
+    return _wheel_scores(truth, answers, wheels, hits, _means_of_sums, ("hitrate", "mscore"))
 
 
 def overlaps(truth: Any, answer: Any, wheels: EmotionWheels) -> bool:
@@ -227,30 +224,6 @@ def overlaps(truth: Any, answer: Any, wheels: EmotionWheels) -> bool:
     return any(true & found for true, found in clusters)
 
 
-def require_names(wanted: Iterable[str], what: str, *tables: Mapping[str, Any]) -> None:
-    """Raise MissingNamesError when one of the tables lacks some of the names."""
-    if missing := [name for name in wanted if any(name not in table for table in tables)]:
-        raise MissingNamesError(what, missing)
-
-
-def _clusters_of(
-    truth: Mapping[str, Any],
-    answers: Mapping[str, Any],
-    wheels: EmotionWheels,
-    level: int,
-    names: Collection[str] | None,
-) -> tuple[list[str], list[list[Clusters]], list[list[Clusters]]]:
-    """Return the names to score and the clusters of labels and answers on each wheel."""
-    if level not in LEVELS:
-        raise LabelError(f"level {level!r} of the emotion wheels: expected 1 or 2")
-    chosen = list(truth) if names is None else list(names)
-    require_names(chosen, "answer" if names is None else "label or answer", truth, answers)
-    told, said = (
-        [wheels.to_clusters(_labels_of(name, table[name]), level) for name in chosen] for table in (truth, answers)
-    )
-    return chosen, told, said
-
-
 def _labels_of(name: str, value: Any) -> list[str]:
     try:
         return split_labels(value)
@@ -258,20 +231,42 @@ def _labels_of(name: str, value: Any) -> list[str]:
         raise LabelError(f"clip {name!r}: {error}") from None
 
 
-def _wheel_scores(names: list[str], counts: np.ndarray, of_sums: Any, what: tuple[str, ...]) -> WheelScores:
-    """Return the scores of counts [N, wheels, parts], the last part marking clips that the wheel knows."""
-    shape = counts.shape[1:]
+def _wheel_scores(
+    truth: Mapping[str, Any],
+    answers: Mapping[str, Any],
+    wheels: EmotionWheels,
+    parts_of: Callable[[Clusters, Clusters, int], tuple[float, float]],
+    of_sums: Callable[[np.ndarray], list[np.ndarray]],
+    what: tuple[str, ...],
+    level: int = 1,
+    names: Collection[str] | None = None,
+) -> WheelScores:
+    """Return the scores `what` that `of_sums` makes of what each clip adds on each wheel.
+
+    parts_of: clusters of labels and of the answer, and the wheel's index -> two numbers to be summed.
+    """
+    if level not in LEVELS:
+        raise LabelError(f"level {level!r} of the emotion wheels: expected 1 or 2")
+    chosen = list(truth) if names is None else list(names)
+    require_names(chosen, "answer" if names is None else "label or answer", truth, answers)
+    counts = np.zeros((len(chosen), len(WHEELS), 3))  # the last marks clips whose label the wheel knows
+    told, said = (
+        [wheels.to_clusters(_labels_of(name, table[name]), level) for name in chosen] for table in (truth, answers)
+    )
+    for i, j in np.ndindex(counts.shape[:2]):
+        if told[i][j]:
+            counts[i, j] = *parts_of(told[i][j], said[i][j], j), 1
 
     def first(sums: np.ndarray) -> np.ndarray:
-        return of_sums(sums.reshape(*sums.shape[:-1], *shape))[0].mean(axis=-1)
+        return of_sums(sums.reshape(*sums.shape[:-1], len(WHEELS), 3))[0].mean(axis=-1)
 
-    by_wheel = of_sums(counts.sum(axis=0))
+    by_wheel = dict(zip(what, of_sums(counts.sum(axis=0)), strict=True))
     per_wheel = [
-        WheelScore({key: float(values[j]) for key, values in zip(what, by_wheel, strict=True)}, int(kept))
+        WheelScore({key: float(values[j]) for key, values in by_wheel.items()}, int(kept))
         for j, kept in enumerate(counts[..., -1].sum(axis=0))
     ]
-    means = {key: float(values.mean()) for key, values in zip(what, by_wheel, strict=True)}
-    return WheelScores(means, per_wheel, Tally(names, counts.reshape(len(names), math.prod(shape)), first))
+    means = {key: float(values.mean()) for key, values in by_wheel.items()}
+    return WheelScores(means, per_wheel, Tally(chosen, counts.reshape(len(chosen), 3 * len(WHEELS)), first))
 
 
 def _means_of_sums(sums: np.ndarray) -> list[np.ndarray]:

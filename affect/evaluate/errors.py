@@ -9,34 +9,34 @@
 | ValueError | NothingToScoreError | a data set has no checkpoint to choose from |
 | ZeroDivisionError | NothingToScoreError | nothing to divide into batches |
 
-All of them are ValueErrors. A mean of nothing is no error there and none here: it is NaN.
+A mean of nothing is no error there and none here: it is NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 
-class ScoreError(ValueError):
-    """Labels or answers that cannot be scored."""
-
-
-class LabelError(ScoreError):
+class LabelError(ValueError):
     """A value that is no label, no list of labels and no valence."""
 
 
-class NothingToScoreError(ScoreError):
+class NothingToScoreError(ValueError):
     """There is nothing that a score could be made of."""
 
 
-class MissingNamesError(ScoreError):
+class MissingNamesError(ValueError):
     """Clips that lack an answer or a label; `names` has all of them."""
 
-    def __init__(self, what: str, names: Iterable[str]) -> None:
-        self.names = list(names)
-        super().__init__(
-            f"{clips_have(self.names)} no {what}: expected one for every name; add it or leave the clip out"
-        )
+    def __init__(self, what: str, names: list[str]) -> None:
+        self.names = names
+        super().__init__(f"{clips_have(names)} no {what}: expected one for every name; add it or leave the clip out")
+
+
+def require_names(wanted: Iterable[str], what: str, *tables: Container[str]) -> None:
+    """Raise MissingNamesError when one of the tables lacks some of the names."""
+    if missing := [name for name in wanted if any(name not in table for table in tables)]:
+        raise MissingNamesError(what, missing)
 
 
 def clips_have(names: list[str], shown: int = 20) -> str:

@@ -7,73 +7,24 @@ on a validation set.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from affect.data.manifest import read_table
-from affect.evaluate.answers import split_labels
+from affect.data.known_datasets import Task
 from affect.evaluate.emotion_wheel import EmotionWheels, ew_scores, hit_scores
-from affect.evaluate.errors import LabelError, NothingToScoreError, ScoreError, clips_have
-from affect.evaluate.results import Labelled, read_arrays, read_labels, read_object, read_records, read_sentiments
+from affect.evaluate.errors import NothingToScoreError
+from affect.evaluate.result_tables import MEAN, Report, ResultTable
+from affect.evaluate.results import epoch_of, read_labels, read_sentiments
 from affect.evaluate.sentiment import sentiment_scores
-from affect.evaluate.tally import Tally
+from affect.evaluate.tally import Comparison, Tally, compare, interval, replicates
+from affect.evaluate.truths import BENCHMARK, Truth
 from affect.evaluate.vocabulary import Vocabulary
 
-
-class Task(StrEnum):
-    """Kind of score."""
-
-    HIT_RATE = "hitrate"
-    SENTIMENT = "sentiment"
-    EW = "ew"
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """What is known of a test set beforehand."""
-
-    task: Task
-    clips: int | None = None
-    """Clips of the published test set."""
-    classes: tuple[str, ...] = ()
-    """Words that integer labels stand for."""
-    also: tuple[str, ...] = ()
-    """Other names that it goes by, in lower case."""
-
-    __test__ = False  # pytest: this is no test
-
-
-BENCHMARK: dict[str, TestSet] = {
-    "MER2023": TestSet(Task.HIT_RATE, 411),
-    "MER2024": TestSet(Task.HIT_RATE, 1169),
-    "MELD": TestSet(Task.HIT_RATE, 2610, ("anger", "joy", "sadness", "neutral", "disgust", "fear", "surprise")),
-    "IEMOCAP": TestSet(Task.HIT_RATE, 1241, ("happy", "sad", "neutral", "anger"), ("iemocapfour",)),
-    "MOSI": TestSet(Task.SENTIMENT, 686, also=("cmumosi",)),
-    "MOSEI": TestSet(Task.SENTIMENT, 4659, also=("cmumosei",)),
-    "SIMS": TestSet(Task.SENTIMENT, 457),
-    "SIMSv2": TestSet(Task.SENTIMENT, 1034),
-    "OV-MERD+": TestSet(Task.EW, 532, also=("ovmerdplus", "ovmerd+")),
-}
-"""Name -> test set, in the order of the published tables."""
-
-_CHECKPOINT = re.compile(r"checkpoint_(\d+)")
-_ANSWERS = re.compile(r"(?P<checkpoint>.+?)(?:-(?P<kind>description|ovlabel)\.(?:jsonl|npz)|\.npz)")
-
-
-@dataclass(frozen=True)
-class Truth:
-    """The labels of one test set."""
-
-    dataset: str
-    task: Task
-    labels: dict[str, Any]
+PUBLISHED, HONEST = "published", "honest"
 
 
 @dataclass(frozen=True)
@@ -90,9 +41,14 @@ class Score:
     labels_from: str = ""
 
     @property
+    def metric(self) -> str:
+        """Name of the score that counts: hitrate, waf or fscore."""
+        return next(iter(self.values))
+
+    @property
     def first(self) -> float:
-        """The score that counts: hitrate, waf or fscore."""
-        return next(iter(self.values.values()))
+        """The score that counts."""
+        return self.values[self.metric]
 
 
 Results = dict[str, dict[str, Score]]
@@ -106,6 +62,17 @@ def score(task: Task, truth: Mapping[str, Any], answers: Mapping[str, Any], whee
         return Score({"waf": scores.waf, "acc": scores.acc}, scores.n, len(truth), scores.tally)
     scores = hit_scores(truth, answers, wheels) if task == Task.HIT_RATE else ew_scores(truth, answers, wheels)
     return Score(scores.means, len(truth), len(truth), scores.tally)
+
+
+def score_file(path: Path, truth: Truth, wheels: EmotionWheels, vocabulary: Vocabulary) -> Score:
+    """Return the scores of one file of answers."""
+    read = read_sentiments if truth.task == Task.SENTIMENT else read_labels
+    labelled = read(path, vocabulary)
+    try:
+        scores = score(truth.task, truth.labels, labelled.answers, wheels)
+    except ValueError as error:
+        raise ValueError(f"{path}: {truth.dataset}: {error}") from error
+    return replace(scores, labels_from=labelled.source)
 
 
 def best_on_test(scores: Mapping[str, float]) -> str:
@@ -134,132 +101,107 @@ def one_for_all(scores: Mapping[str, Mapping[str, float]], validation: Mapping[s
     return max(sorted(everywhere), key=validation.__getitem__)
 
 
-def epoch_of(checkpoint: str) -> int:
-    """Return the epoch in a checkpoint's name, 0 where it names none."""
-    match = _CHECKPOINT.search(checkpoint)
-    return int(match[1]) if match else 0
+@dataclass(frozen=True)
+class Chosen:
+    """The scores that a rule reports: test set -> checkpoint and its scores."""
+
+    checkpoints: dict[str, str]
+    scores: dict[str, Score]
+
+    def rows(self, draws: int, seed: int) -> list[dict[str, Any]]:
+        """Return a row for each test set, and one for their mean."""
+        rows = []
+        for dataset, score in self.scores.items():
+            bounds = _bounds([score], draws, seed)
+            scored = {"test set": dataset, "metric": score.metric, "score": score.first, **bounds, "n": score.n}
+            rows.append(scored | {"checkpoint": self.checkpoints[dataset]})
+        means = {"score": float(np.mean([row["score"] for row in rows])), **_bounds(self.scores.values(), draws, seed)}
+        about = {"test set": MEAN, "metric": f"of {len(rows)}", **means, "n": sum(row["n"] for row in rows)}
+        return [*rows, about | {"checkpoint": ""}]
+
+    def size_note(self) -> str:
+        """Return which labels were used, and which test sets are not as large as the published ones."""
+        sources = sorted({score.labels_from for score in self.scores.values()})
+        odd = [
+            f"{dataset} {score.clips} instead of {BENCHMARK[dataset].test_clips} clips"
+            for dataset, score in self.scores.items()
+            if dataset in BENCHMARK and score.clips != BENCHMARK[dataset].test_clips
+        ]
+        missing = [dataset for dataset in BENCHMARK if dataset not in self.scores]
+        unscored = [f"not scored: {', '.join(missing)}"] if missing else []
+        return "; ".join([f"labels: {', '.join(sources)}", *odd, *unscored])
 
 
-def read_truths(path: str | Path) -> list[Truth]:
-    """Return the labels of every test set that a JSON object names, each under its name in `BENCHMARK`.
+def benchmark_report(systems: Sequence[Results], validation: str | None, draws: int, seed: int) -> Report:
+    """Return the tables of the first system and, where there is a second, of the comparison under the honest rule.
 
-    The object has test set -> name -> label, or -> path (relative to the file) of a label file as `read_truth` reads
-    it. A set that is not of the benchmark, such as one for validation, says what it is:
-    {"task": "hitrate" | "sentiment" | "ew", "labels": names and labels, or a path}. Raises ScoreError.
+    validation: test set that only chooses the checkpoint of the honest rule. draws: bootstrap and permutation draws.
+    Intervals take the choice of the checkpoint as given.
     """
-    path, truths = Path(path), []
-    names = {other: name for name, known in BENCHMARK.items() for other in (name.lower(), *known.also)}
-    for given, entry in read_object(path).items():
-        dataset = names.get(given.lower(), given)
-        known = BENCHMARK.get(dataset)
-        task = known.task if known else None
-        if isinstance(entry, dict) and set(entry) == {"task", "labels"}:
-            task, entry = entry["task"], entry["labels"]
-        if task not in set(Task) or not isinstance(entry, dict | str):
-            raise ScoreError(
-                f"{path}: {dataset}: expected names and labels, or a path, for one of {', '.join(BENCHMARK)}; or "
-                f'{{"task": one of {", ".join(Task)}, "labels": …}} for another set'
-            )
-        labels = _read_labels(path.parent / entry, Task(task)) if isinstance(entry, str) else entry
-        words = {name: _word(label, known) for name, label in labels.items()}
-        truths.append(Truth(dataset, Task(task), _with_labels(words, f"{path}: {dataset}")))
-    return truths
+    by_rule = [choices(scores, validation) for scores in systems]
+    chosen_on = f"best on {validation}" if validation else "the last one"
+    titles = {
+        PUBLISHED: "Published rule: for each test set the checkpoint that is best on it",
+        HONEST: f"Honest rule: one checkpoint for all, {chosen_on}",
+    }
+    content: dict[str, Any] = {}
+    tables = []
+    for rule, chosen in by_rule[0].items():
+        rows = chosen.rows(draws, seed)
+        shown = [{**row, "epoch": epoch_of(row["checkpoint"]) or row["checkpoint"]} for row in rows]
+        tables.append(ResultTable(titles[rule], [_without(row, "checkpoint") for row in shown], chosen.size_note()))
+        sets = {row["test set"]: _without(row, "test set") for row in rows}
+        content[rule] = {MEAN: sets.pop(MEAN), "test_sets": sets}
+    content[HONEST]["checkpoint"] = next(iter(by_rule[0][HONEST].checkpoints.values()))
+    content[HONEST]["chosen"] = chosen_on
+    content["checkpoints"] = {
+        dataset: {
+            name: {**score.values, "n": score.n, "labels_from": score.labels_from} for name, score in scores.items()
+        }
+        for dataset, scores in systems[0].items()
+    }
+    if len(systems) > 1:
+        compared = compare_systems(by_rule[0][HONEST], by_rule[1][HONEST], draws, seed)
+        content["comparison"] = {
+            name: {"first": c.first, "second": c.second, "difference": c.first - c.second}
+            | {"low": c.low, "high": c.high, "p": c.p}
+            for name, c in compared.items()
+        }
+        rows = [{"test set": name, **row, "p": f"{row['p']:.4f}"} for name, row in content["comparison"].items()]
+        note = "honest rule; p: both answers to a clip swapped at random"
+        tables.append(ResultTable("First system against second", rows, note))
+    return Report(content, tables)
 
 
-def read_truth(path: str | Path, task: Task) -> dict[str, Any]:
-    """Return name -> label of the test clips of a label file.
-
-    path: a JSON object, JSON lines with `labels`, a table with name and openset (OV-MERD+), or the .npz label
-    file of another test set. Raises ScoreError when it is none of them, LabelError when a clip has NaN for a label.
-    """
-    return _with_labels(_read_labels(Path(path), task), str(path))
-
-
-def _with_labels(labels: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return name -> label (raises LabelError when some are NaN or null)."""
-    if bad := [name for name, label in labels.items() if label is None or label != label]:
-        raise LabelError(
-            f"{where}: {clips_have(bad)} NaN for a label: expected a label for every clip; correct it or leave "
-            "the clip out"
-        )
-    return labels
+def choices(scores: Results, validation: str | None) -> dict[str, Chosen]:
+    """Return what either rule reports of a system."""
+    firsts = {dataset: {name: score.first for name, score in by_name.items()} for dataset, by_name in scores.items()}
+    tested = {dataset: by_name for dataset, by_name in firsts.items() if dataset != validation}
+    one = one_for_all(tested, firsts[validation] if validation else None)
+    picked = {
+        PUBLISHED: {dataset: best_on_test(by_name) for dataset, by_name in tested.items()},
+        HONEST: dict.fromkeys(tested, one),
+    }
+    return {
+        rule: Chosen(names, {dataset: scores[dataset][name] for dataset, name in names.items()})
+        for rule, names in picked.items()
+    }
 
 
-def _read_labels(path: Path, task: Task) -> dict[str, Any]:
-    if path.suffix == ".jsonl":
-        return {record["name"]: record["labels"] for record in read_records(path, "name", "labels")}
-    if path.suffix == ".csv":
-        rows = read_table(path)
-        if not {"name", "openset"} <= set(rows):
-            raise ScoreError(f"{path}: expected columns name and openset, found {', '.join(rows)}; name another table")
-        labels = (", ".join(split_labels(cell) or ["neutral"]) for cell in rows["openset"])
-        return dict(zip(rows["name"], labels, strict=True))
-    if path.suffix != ".npz":
-        return read_object(path)
-    corpora = read_arrays(path)
-    corpus = next((corpora[key] for key in ("test1_corpus", "test_corpus", "whole_corpus") if key in corpora), None)
-    key = "val" if task == Task.SENTIMENT else "emo"
-    if not isinstance(corpus, dict) or not all(isinstance(clip, dict) and key in clip for clip in corpus.values()):
-        raise ScoreError(
-            f"{path}: expected test1_corpus, test_corpus or whole_corpus with {key!r} for each clip, found "
-            f"{', '.join(corpora)}; name the label file of a test set"
-        )
-    # IEMOCAP's file holds all five sessions, of which the last is the test set: Ses05F_impro01_F000
-    tested = {name: clip for name, clip in corpus.items() if "whole_corpus" not in corpora or name[4:5] == "5"}
-    return {name: clip[key] for name, clip in tested.items()}
+def compare_systems(first: Chosen, second: Chosen, draws: int, seed: int) -> dict[str, Comparison]:
+    """Return test set -> comparison of two systems' scores, and that of their means as the last."""
+    sides = [[each.scores[dataset].tally for dataset in first.scores] for each in (first, second)]
+    pairs = zip(first.scores, *sides, strict=True)
+    return {
+        **{dataset: compare([ours], [other], draws, seed) for dataset, ours, other in pairs},
+        MEAN: compare(*sides, draws, seed),
+    }
 
 
-def _word(label: Any, known: TestSet | None) -> Any:
-    """Return a label, the word for it where it is the number of a class."""
-    classes = known.classes if known else ()
-    if not classes or not isinstance(label, Integral):
-        return label
-    if not 0 <= label < len(classes):
-        raise LabelError(f"label {label}: expected one of 0 to {len(classes) - 1} ({', '.join(classes)})")
-    return classes[label]
+def _bounds(scores: Iterable[Score], draws: int, seed: int) -> dict[str, float]:
+    """Return the interval of the mean of some scores."""
+    return dict(zip(("low", "high"), interval(replicates([each.tally for each in scores], draws, seed)), strict=True))
 
 
-def find_answers(
-    root: str | Path, dataset: str, run: str | None = None, kind: str = "description", epochs: Sequence[int] = ()
-) -> dict[str, Path]:
-    """Return checkpoint -> file of the answers to a test set: {root}-{dataset}/{run}/{checkpoint}.
-
-    The files are this project's JSON lines of one kind of question or the published .npz; those of labels and
-    sentiments are not answers. run: needed where there are several; epochs: those to keep (default: all).
-    Raises ScoreError when there are none.
-    """
-    also = BENCHMARK[dataset].also if dataset in BENCHMARK else ()
-    folders = [Path(f"{root}-{name}") for name in (dataset.lower(), *also)]
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    if folder is None:
-        raise ScoreError(
-            f"{folders[0]}: no such folder; expected the answers to {dataset}; make them with inference.py"
-        )
-    runs = sorted(path.name for path in folder.iterdir() if path.is_dir() and run in (None, path.name))
-    if len(runs) != 1:
-        raise ScoreError(
-            f"{folder}: expected one run, or {run or 'the one that --run names'}; found {', '.join(runs) or 'none'}"
-        )
-    found = {}
-    for path in sorted((folder / runs[0]).iterdir()):
-        match = _ANSWERS.fullmatch(path.name)
-        if match and "openset" not in path.name and "sentiment" not in path.name and match["kind"] in (None, kind):
-            found.setdefault(match["checkpoint"], path)  # JSON lines come first: an .npz beside them says the same
-    found = {name: path for name, path in found.items() if not epochs or epoch_of(name) in epochs}
-    if not found:
-        raise NothingToScoreError(
-            f"{folder / runs[0]}: expected answers ({{checkpoint}}-{kind}.jsonl or {{checkpoint}}.npz), found none of "
-            "these epochs"
-        )
-    return found
-
-
-def score_file(path: Path, truth: Truth, wheels: EmotionWheels, vocabulary: Vocabulary) -> Score:
-    """Return the scores of one file of answers."""
-    read = read_sentiments if truth.task == Task.SENTIMENT else read_labels
-    labelled: Labelled = read(path, vocabulary)
-    try:
-        scores = score(truth.task, truth.labels, labelled.answers, wheels)
-    except ScoreError as error:
-        raise ScoreError(f"{path}: {truth.dataset}: {error}") from error
-    return replace(scores, labels_from=labelled.source)
+def _without(row: Mapping[str, Any], column: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != column}

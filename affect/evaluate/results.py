@@ -6,41 +6,45 @@ The .npz files hold pickled dicts, which `affect.data.npz_corpus` reads without 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from affect.core.files import atomic_write
+from affect.data.known_datasets import KNOWN_DATASETS
 from affect.data.npz_corpus import read_npz
 from affect.evaluate.answers import split_labels
-from affect.evaluate.errors import ScoreError
+from affect.evaluate.errors import NothingToScoreError
 from affect.evaluate.vocabulary import Vocabulary
+
+_ANSWERS = re.compile(r"(?P<checkpoint>.+?)(?:-(?P<kind>description|ovlabel)\.(?:jsonl|npz)|\.npz)")
 
 
 def require_file(path: str | Path) -> Path:
-    """Return a path if there is a file (raises ScoreError when there is none)."""
+    """Return a path if there is a file (raises ValueError when there is none)."""
     if not Path(path).is_file():
-        raise ScoreError(f"{path}: no such file; expected labels or answers, so name one that is there")
+        raise ValueError(f"{path}: no such file; expected labels or answers, so name one that is there")
     return Path(path)
 
 
 def read_object(path: str | Path) -> dict[str, Any]:
-    """Return a JSON file that is one object (raises ScoreError when it is anything else)."""
+    """Return a JSON file that is one object (raises ValueError when it is anything else)."""
     path = require_file(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ScoreError(f"{path}: expected JSON, found text that is none ({error}); correct the file") from None
+        raise ValueError(f"{path}: expected JSON, found text that is none ({error}); correct the file") from None
     if not isinstance(content, dict):
         kind = {list: "a list", str: "a text"}.get(type(content), "a single value")
-        raise ScoreError(f"{path}: expected a JSON object of names and values, found {kind}; correct the file")
+        raise ValueError(f"{path}: expected a JSON object of names and values, found {kind}; correct the file")
     return content
 
 
 def read_records(path: str | Path, *keys: str) -> list[dict[str, Any]]:
-    """Return the objects of a JSON lines file (raises ScoreError naming the line that is none or lacks a key)."""
+    """Return the objects of a JSON lines file (raises ValueError naming the line that is none or lacks a key)."""
     records = []
     for number, line in enumerate(require_file(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
@@ -51,44 +55,32 @@ def read_records(path: str | Path, *keys: str) -> list[dict[str, Any]]:
             record = None
         if not isinstance(record, dict) or any(key not in record for key in keys):
             expected = f"a JSON object with {', '.join(keys)}" if keys else "a JSON object"
-            raise ScoreError(f"{path}: line {number}: expected {expected}, found something else; correct the file")
+            raise ValueError(f"{path}: line {number}: expected {expected}, found something else; correct the file")
         records.append(record)
     return records
-
-
-def read_arrays(path: str | Path) -> dict[str, Any]:
-    """Return the arrays of an .npz file as lists, dicts and values.
-
-    Raises ScoreError when it is no such file or holds more than data.
-    """
-    path = require_file(path)
-    try:
-        return read_npz(path)
-    except ValueError as error:
-        raise ScoreError(str(error)) from None
 
 
 def read_answers(path: str | Path) -> dict[str, Any]:
     """Return name -> answer of a file: JSON lines with name and answer, a JSON object, or the published .npz.
 
     A JSON object may hold the answers under `labels`, as `write_labels` puts them; an .npz holds a dict name2reason,
-    or filenames and fileitems. Raises ScoreError for anything else.
+    or filenames and fileitems. Raises ValueError for anything else.
     """
     path = Path(path)
     if path.suffix == ".jsonl":
         records = read_records(path, "name", "answer")
         if twice := [name for name, count in Counter(record["name"] for record in records).items() if count > 1]:
-            raise ScoreError(f"{path}: expected each clip once, found {twice[0]!r} several times; correct the file")
+            raise ValueError(f"{path}: expected each clip once, found {twice[0]!r} several times; correct the file")
         return {record["name"]: record["answer"] for record in records}
     if path.suffix != ".npz":
         content = read_object(path)
         return content["labels"] if isinstance(content.get("labels"), dict) else content
-    content = read_arrays(path)
+    content = read_npz(path)
     if isinstance(content.get("name2reason"), dict):
         return content["name2reason"]
     if {"filenames", "fileitems"} <= content.keys():
         return dict(zip(content["filenames"], content["fileitems"], strict=True))
-    raise ScoreError(
+    raise ValueError(
         f"{path}: expected name2reason, or filenames and fileitems, found {', '.join(content) or 'nothing'}; "
         "name a file of answers"
     )
@@ -150,3 +142,46 @@ def _source(path: Path, otherwise: str) -> str:
     """Return what a file of labels says of its origin."""
     said = read_object(path).get("labels_from") if path.suffix == ".json" else None
     return said if isinstance(said, str) else otherwise
+
+
+def epoch_of(checkpoint: str) -> int:
+    """Return the epoch in a checkpoint's name, 0 where it names none."""
+    match = re.search(r"checkpoint_(\d+)", checkpoint)
+    return int(match[1]) if match else 0
+
+
+def find_answers(
+    root: str | Path, dataset: str, run: str | None = None, kind: str = "description", epochs: Sequence[int] = ()
+) -> dict[str, Path]:
+    """Return checkpoint -> file of the answers to a test set: {root}-{dataset}/{run}/{checkpoint}.
+
+    The files are this project's JSON lines of one kind of question or the published .npz; those of labels and
+    sentiments are not answers. run: needed where there are several; epochs: those to keep (default: all).
+    Raises ValueError when there are none.
+    """
+    also = [
+        other for name, known in KNOWN_DATASETS.items() if known.benchmark == dataset for other in (name, *known.also)
+    ]
+    folders = [Path(f"{root}-{name}") for name in (dataset.lower(), *also)]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise ValueError(
+            f"{folders[0]}: no such folder; expected the answers to {dataset}; make them with inference.py"
+        )
+    runs = sorted(path.name for path in folder.iterdir() if path.is_dir() and run in (None, path.name))
+    if len(runs) != 1:
+        raise ValueError(
+            f"{folder}: expected one run, or {run or 'the one that --run names'}; found {', '.join(runs) or 'none'}"
+        )
+    found: dict[str, Path] = {}
+    for path in sorted((folder / runs[0]).iterdir()):
+        match = _ANSWERS.fullmatch(path.name)
+        if match and "openset" not in path.name and "sentiment" not in path.name and match["kind"] in (None, kind):
+            found.setdefault(match["checkpoint"], path)  # JSON lines come first: an .npz beside them says the same
+    found = {name: path for name, path in found.items() if not epochs or epoch_of(name) in epochs}
+    if not found:
+        raise NothingToScoreError(
+            f"{folder / runs[0]}: expected answers ({{checkpoint}}-{kind}.jsonl or {{checkpoint}}.npz), found none of "
+            "these epochs"
+        )
+    return found

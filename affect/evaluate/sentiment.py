@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from affect.evaluate.emotion_wheel import require_names
-from affect.evaluate.errors import LabelError, NothingToScoreError
+from affect.data.known_datasets import POSITIVE
+from affect.evaluate.errors import LabelError, NothingToScoreError, require_names
 from affect.evaluate.tally import Tally
-
-POSITIVE, NEGATIVE, NEUTRAL = "positive", "negative", "neutral"
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from affect.evaluate.errors import ScoreError
-
 LEVEL = 0.95
 """Share of the replicates inside an interval."""
 _BATCH = 200
@@ -52,8 +50,7 @@ class Comparison:
 
 def replicates(tallies: Sequence[Tally], draws: int, seed: int) -> np.ndarray:
     """Return the mean score of some data sets for clips drawn anew with replacement within each: [draws]."""
-    rng = np.random.default_rng(seed)
-    return np.mean([_resampled(rng, draws, tally)[0] for tally in tallies], axis=0)
+    return _resampled([[tally] for tally in tallies], draws, seed)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -67,38 +64,54 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def compare(first: Sequence[Tally], second: Sequence[Tally], draws: int, seed: int) -> Comparison:
     """Compare the mean score of two systems over one or more data sets, clip by clip.
 
-    Raises ScoreError when the two do not have the same clips.
+    Raises ValueError when the two do not have the same clips.
     """
-    for a, b in zip(first, second, strict=True):
-        if a.names != b.names:
-            raise ScoreError(
-                "two systems are compared on the same clips: expected the same names in both, found others"
-            )
-    rng = np.random.default_rng(seed)
-    drawn = np.mean([np.subtract(*_resampled(rng, draws, a, b)) for a, b in zip(first, second, strict=True)], axis=0)
-    swapped = np.mean([_swapped(rng, draws, a, b) for a, b in zip(first, second, strict=True)], axis=0)
+    pairs = list(zip(first, second, strict=True))
+    if any(a.names != b.names for a, b in pairs):
+        raise ValueError("two systems are compared on the same clips: expected the same names in both, found others")
     values = [float(np.mean([tally.value for tally in tallies])) for tallies in (first, second)]
+    rng = np.random.default_rng(seed)
+    swapped = np.mean([_swapped(rng, draws, a, b) for a, b in pairs], axis=0)
     difference = abs(values[0] - values[1])
     as_large = np.sum(np.abs(swapped) >= difference - 1e-12)
     p = float((1 + as_large) / (1 + draws)) if difference == difference else float("nan")
-    return Comparison(*values, *interval(drawn), p)
+    return Comparison(*values, *interval(_resampled(pairs, draws, seed)), p)
 
 
-def _resampled(rng: np.random.Generator, draws: int, *tallies: Tally) -> list[np.ndarray]:
-    """Return the scores [draws] of tallies of the same clips, all for the same drawn clips."""
-    count = len(tallies[0].names)
-    if not count:
-        return [np.full(draws, np.nan) for _ in tallies]
-    parts: list[list[np.ndarray]] = [[] for _ in tallies]
-    for start in range(0, draws, _BATCH):
-        weights = rng.multinomial(count, np.full(count, 1 / count), size=min(_BATCH, draws - start)).astype(float)
-        for part, tally in zip(parts, tallies, strict=True):
-            part.append(tally.score(weights @ tally.counts))
-    return [np.concatenate(part) for part in parts]
+def _resampled(sets: Sequence[Sequence[Tally]], draws: int, seed: int) -> np.ndarray:
+    """Return the mean over data sets of the score of one tally, or of two tallies' difference, [draws].
+
+    Two tallies of a set are scored on the same drawn clips.
+    """
+    from scipy.stats import bootstrap
+
+    sizes = [len(tallies[0].names) for tallies in sets]
+    if not all(sizes):
+        return np.full(draws, np.nan)
+
+    def mean_of(*drawn: np.ndarray, axis: int) -> np.ndarray:
+        scores = []
+        for tallies, size, clips in zip(sets, sizes, drawn, strict=True):
+            rows = clips.reshape(-1, clips.shape[-1])
+            starts = size * np.arange(len(rows))[:, None]
+            times = np.bincount((rows + starts).ravel(), minlength=size * len(rows)).reshape(*clips.shape[:-1], size)
+            one, *other = (tally.score(times @ tally.counts) for tally in tallies)
+            scores.append(one - other[0] if other else one)
+        return np.mean(scores, axis=0)
+
+    # of a single clip two are drawn, for the library wants two: its scores are ratios of sums
+    clips = [np.arange(max(size, 2)) % size for size in sizes]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # where a draw has no score, for `interval` leaves it out
+        drawn = bootstrap(clips, mean_of, n_resamples=draws, batch=_BATCH, method="percentile", rng=seed)
+    return drawn.bootstrap_distribution
 
 
 def _swapped(rng: np.random.Generator, draws: int, first: Tally, second: Tally) -> np.ndarray:
-    """Return the differences [draws] when each clip's two answers change sides with a chance of one half."""
+    """Return the differences [draws] when each clip's two answers change sides with a chance of one half.
+
+    Not scipy's permutation_test: that doubles the smaller tail instead of counting both, and wants two clips.
+    """
     gap = second.counts - first.counts
     parts = []
     for start in range(0, draws, _BATCH):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from affect.data.known_datasets import NEGATIVE, NEUTRAL, POSITIVE
 from affect.evaluate.answers import is_negated
 from affect.evaluate.emotion_wheel import LEVELS, EmotionWheels
-from affect.evaluate.sentiment import NEGATIVE, NEUTRAL, POSITIVE
 
 _FEELINGS = """
 afraid aggravated aggrieved agitated alarmed amazed amazement amused anger angered angry anguish annoyed anxiety

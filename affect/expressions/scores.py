@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from affect.core.plots import draw_bars, draw_confusion
-from affect.evaluate.classification import classification_scores, confusion, recall_and_precision
-from affect.evaluate.report import Report, ResultTable
+from affect.evaluate.classification import class_rows, classification_scores, confusion
+from affect.evaluate.result_tables import Report, ResultTable
 from affect.expressions.calibration import Reliability, draw_reliability, reliability
 from affect.expressions.samples import SEEN
 
@@ -48,28 +48,14 @@ def predicted_labels(probabilities: np.ndarray, classes: Sequence[str]) -> list[
     return [classes[row.argmax()] if fine else None for row, fine in zip(probabilities, known, strict=True)]
 
 
-def scores_of_counts(counts: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Return the means, and the scores of each class, of counts as `confusion` has them."""
-    scores = classification_scores(counts)
-    recall, precision = recall_and_precision(counts)
-    means = {name: getattr(scores, name) for name in ("acc", "macro_f1", "uar", "waf")}
-    return means, {"f1": scores.f1, "recall": recall, "precision": precision, "n": counts.sum(axis=1)}
-
-
-def class_rows(per_class: dict[str, np.ndarray], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the scores of each class by name, its own as `label`."""
-    columns = zip(classes, *(values.tolist() for values in per_class.values()), strict=True)
-    return [dict(zip(("label", *per_class), column, strict=True)) for column in columns]
-
-
 def _one_label(evaluation: Evaluation, classes: Sequence[str]) -> ExpressionScores:
     truth, probabilities = [classes[label] for label in evaluation.labels], evaluation.probabilities
     counts = confusion(truth, predicted_labels(probabilities, classes), classes)
-    means, per_class = scores_of_counts(counts)
+    scores = classification_scores(counts)
     right = np.nan_to_num(probabilities).argmax(axis=1) == evaluation.labels
     calibration = reliability(probabilities.max(axis=1, initial=0), right)
-    means |= {"ece": calibration.ece, "loss": evaluation.loss}
-    return ExpressionScores(means, per_class, calibration, counts)
+    means = scores.means | {"ece": calibration.ece, "loss": evaluation.loss}
+    return ExpressionScores(means, scores.per_class, calibration, counts)
 
 
 def _many_labels(evaluation: Evaluation) -> ExpressionScores:
@@ -115,9 +101,9 @@ def evaluation_report(
         "calibration": bins,
     }
     tables = [
-        ResultTable("expressions", [*shares, "loss", "n"], [[*shares.values(), loss, n]], note),
-        ResultTable("labels", list(per_label[0]), [list(row.values()) for row in per_label]),
-        ResultTable("calibration", list(bins[0]), [list(row.values()) for row in bins if row["n"]]),
+        ResultTable("expressions", [{**shares, "loss": loss, "n": n}], note),
+        ResultTable("labels", per_label),
+        ResultTable("calibration", [row for row in bins if row["n"]]),
     ]
     return Report(content, tables)
 

@@ -59,7 +59,7 @@ class Answers:
     @property
     def accuracy(self) -> float:
         """Share of clips whose answer ends on the right emotion."""
-        return classification_scores(self.counts).acc
+        return classification_scores(self.counts).means["acc"]
 
 
 def write_report(
@@ -126,7 +126,7 @@ def write_report(
 def summary(root: Path, seed: int) -> list[float]:
     """Return accuracy, macro F1 and unweighted average recall of a fused model."""
     scores = classification_scores(read_answers(root, f"fused_seed{seed}").counts)
-    return [scores.acc, scores.macro_f1, scores.uar]
+    return [scores.means[name] for name in ("acc", "macro_f1", "uar")]
 
 
 def table(header: list[str], rows: dict[str, list[float]]) -> list[str]:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from affect.answer.files import Answer, npz_path, put_answer, read_answered, resume_answers, write_answers, write_npz
-from affect.evaluate.mer_unibench import find_answers
-from affect.evaluate.results import read_answers
+from affect.evaluate.results import find_answers, read_answers
 
 SETTINGS = {"question": "What?", "max_new_tokens": 5, "without": []}
 

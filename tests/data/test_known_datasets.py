@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from affect.data.known_datasets import KNOWN_DATASETS, choices, dataset_name, me
 from affect.data.manifest import read_clips, read_manifest
 from affect.data.prompts import load_prompts
 from affect.data.sampling import Draw
-from affect.evaluate.mer_unibench import BENCHMARK
+from affect.evaluate.truths import read_truths
 from affect.features.store import FeatureStore
 from miniature_datasets import WRITERS, write_corpora, write_table
 
@@ -118,11 +119,24 @@ def test_a_data_set_makes_samples_for_training_and_for_questions(tmp_path, name)
     assert sample.answer == ""
 
 
-def test_labels_are_those_that_are_scored():
-    scored = {other: known for name, known in BENCHMARK.items() for other in (name.lower(), *known.also)}
-    for name in ("meld", "iemocap"):
-        assert scored[name].classes == KNOWN_DATASETS[name].classes
-    assert set(KNOWN_DATASETS) - set(scored) == {"mercaptionplus", "ovmerd", "mer2025ov"}
+@pytest.mark.parametrize("name", [name for name, known in KNOWN_DATASETS.items() if known.benchmark])
+def test_clips_and_labels_of_a_test_split_are_those_that_are_scored(tmp_path, name):
+    WRITERS[name](tmp_path / "data")
+    known = KNOWN_DATASETS[name]
+    path = tmp_path / "data" / known.folder / known.splits["test"].clips.file
+    (tmp_path / "truths.json").write_text(json.dumps({name.upper(): str(path)}))
+    (truth,) = read_truths(tmp_path / "truths.json")
+    clips = read_clips(name, section(tmp_path), "test")
+    read = {clip.name: ", ".join(clip.labels) if clip.valence is None else clip.valence for clip in clips}
+    assert (truth.dataset, truth.labels) == (known.benchmark, read)
+
+
+def test_what_is_not_scored_is_for_training():
+    assert {name for name, known in KNOWN_DATASETS.items() if not known.benchmark} == {
+        "mercaptionplus",
+        "ovmerd",
+        "mer2025ov",
+    }
 
 
 @pytest.mark.parametrize(

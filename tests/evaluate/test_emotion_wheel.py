@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from affect.evaluate.emotion_wheel import ew_scores, hit_scores, overlaps, read_wheels
-from affect.evaluate.errors import LabelError, MissingNamesError, ScoreError
+from affect.evaluate.errors import LabelError, MissingNamesError
 
 
 def test_blank_cells_repeat_the_word_above_and_words_are_trimmed(small_wheels):
@@ -86,7 +86,7 @@ def test_nothing_to_score_is_nan_and_no_error(small_wheels):
 def test_a_missing_table_is_named(wheel_folder, tmp_path, name):
     folder = shutil.copytree(wheel_folder, tmp_path / "wheels")
     (folder / name).unlink()
-    with pytest.raises(ScoreError, match=rf"{name}: no such file; expected the emotion wheel tables"):
+    with pytest.raises(ValueError, match=rf"{name}: no such file; expected the emotion wheel tables"):
         read_wheels(folder)
 
 
@@ -99,12 +99,12 @@ def test_a_missing_column_is_named(wheel_folder, tmp_path, name, column):
         pd.read_csv(folder / name).drop(columns=column).to_csv(folder / name, index=False)
     else:
         pd.read_excel(folder / name).drop(columns=column).to_excel(folder / name, index=False)
-    with pytest.raises(ScoreError, match=rf"{name}: expected a column '{column}'"):
+    with pytest.raises(ValueError, match=rf"{name}: expected a column '{column}'"):
         read_wheels(folder)
 
 
 def test_a_table_that_is_none_is_refused(wheel_folder, tmp_path):
     folder = shutil.copytree(wheel_folder, tmp_path / "wheels")
     (folder / "wheel2.xlsx").write_text("no workbook")
-    with pytest.raises(ScoreError, match=r"wheel2\.xlsx: expected a table"):
+    with pytest.raises(ValueError, match=r"wheel2\.xlsx: expected a table"):
         read_wheels(folder)

@@ -11,7 +11,8 @@ from affect.evaluate.answers import clean_model_answer, split_labels
 from affect.evaluate.emotion_wheel import LEVELS, WHEELS, ew_scores, hit_scores, overlaps
 from affect.evaluate.errors import LabelError, MissingNamesError, NothingToScoreError
 from affect.evaluate.label_model import batches, label_prompt, sentiment_prompt, split_evenly
-from affect.evaluate.mer_unibench import Task, best_on_test, epoch_of, score
+from affect.evaluate.mer_unibench import Task, best_on_test, score
+from affect.evaluate.results import epoch_of
 from affect.evaluate.sentiment import sentiment_scores
 
 OURS = {

@@ -6,11 +6,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from affect.evaluate.errors import ScoreError
+from affect.data.npz_corpus import read_npz
 from affect.evaluate.results import (
     labels_path,
     read_answers,
-    read_arrays,
     read_labels,
     read_object,
     read_records,
@@ -42,7 +41,7 @@ def test_published_answers_are_read_without_trusting_them(tmp_path):
 def test_label_files_keep_numbers_of_any_type(tmp_path):
     corpus = {"a": {"emo": np.int64(3), "val": np.float32(-0.5)}, "b": {"emo": np.str_("sad"), "val": 1.0}}
     np.savez(tmp_path / "label.npz", test_corpus=corpus, order=np.arange(6).reshape(2, 3))
-    assert read_arrays(tmp_path / "label.npz") == {"test_corpus": corpus, "order": [[0, 1, 2], [3, 4, 5]]}
+    assert read_npz(tmp_path / "label.npz") == {"test_corpus": corpus, "order": [[0, 1, 2], [3, 4, 5]]}
 
 
 class Touch:
@@ -57,7 +56,7 @@ class Touch:
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     np.savez(tmp_path / "bad.npz", name2reason=np.array({"a": Touch(tmp_path / "touched")}, dtype=object))
-    with pytest.raises(ScoreError, match=r"bad\.npz: expected an \.npz file of plain values, but it asks for .*open"):
+    with pytest.raises(ValueError, match=r"bad\.npz: expected an \.npz file of plain values, but it asks for .*open"):
         read_answers(tmp_path / "bad.npz")
     assert not (tmp_path / "touched").exists()
 
@@ -65,7 +64,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"no archive", b"", pickle.dumps({"a": 1})])
 def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
     (tmp_path / "x.npz").write_bytes(content)
-    with pytest.raises(ScoreError, match=r"expected an \.npz file"):
+    with pytest.raises(ValueError, match=r"expected an \.npz file"):
         read_answers(tmp_path / "x.npz")
 
 
@@ -74,13 +73,13 @@ def test_a_cut_off_array_is_refused(tmp_path):
     np.lib.format.write_array(whole, np.arange(100))
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("name2reason.npy", whole.getvalue()[:200])
-    with pytest.raises(ScoreError, match=r"expected an \.npz file"):
+    with pytest.raises(ValueError, match=r"expected an \.npz file"):
         read_answers(tmp_path / "x.npz")
 
 
 def test_an_npz_of_other_things_says_what_it_has(tmp_path):
     np.savez(tmp_path / "x.npz", weights=np.zeros(3))
-    with pytest.raises(ScoreError, match="expected name2reason, or filenames and fileitems, found weights"):
+    with pytest.raises(ValueError, match="expected name2reason, or filenames and fileitems, found weights"):
         read_answers(tmp_path / "x.npz")
 
 
@@ -89,27 +88,27 @@ def test_an_npz_of_other_things_says_what_it_has(tmp_path):
 )
 def test_json_that_is_no_object_is_refused(tmp_path, text, found):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(ScoreError, match=found):
+    with pytest.raises(ValueError, match=found):
         read_object(tmp_path / "x.json")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     for name in ("x.json", "x.jsonl", "x.npz"):
-        with pytest.raises(ScoreError, match=f"{name}: no such file"):
+        with pytest.raises(ValueError, match=f"{name}: no such file"):
             read_answers(tmp_path / name)
 
 
 def test_a_bad_line_is_named_by_its_number(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"name": "a", "answer": "b"}\n\n{"name": "a"}\n')
-    with pytest.raises(ScoreError, match="line 3: expected a JSON object with name, answer"):
+    with pytest.raises(ValueError, match="line 3: expected a JSON object with name, answer"):
         read_records(path, "name", "answer")
 
 
 def test_a_clip_that_is_answered_twice_is_refused(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"name": "a", "answer": "b"}\n' * 2)
-    with pytest.raises(ScoreError, match="expected each clip once, found 'a'"):
+    with pytest.raises(ValueError, match="expected each clip once, found 'a'"):
         read_answers(path)
 
 

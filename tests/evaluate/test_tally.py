@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from affect.evaluate.errors import ScoreError
 from affect.evaluate.tally import Tally, compare, interval, replicates
 
 
@@ -62,7 +61,7 @@ def test_several_sets_are_compared_by_their_mean(rng):
 
 def test_other_clips_are_no_comparison(rng):
     first, second = mean_tally(rng.random(5)), mean_tally(rng.random(6))
-    with pytest.raises(ScoreError, match="same clips"):
+    with pytest.raises(ValueError, match="same clips"):
         compare([first], [second], 10, 0)
 
 

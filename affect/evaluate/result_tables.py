@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from affect.core.files import atomic_write
+from affect.core.files import atomic_write, write_csv
 
 MEAN = "mean"
 """Name of the row of means."""
@@ -21,12 +20,15 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A table of scores; shares are fractions and shown in percent."""
+    """A table of scores, a dict a row; shares are fractions and shown in percent."""
 
     title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Any]]
+    rows: Sequence[Mapping[str, Any]]
     note: str = ""
+
+    def lines(self) -> list[list[Any]]:
+        """Return the names of the columns, and the cells of each row."""
+        return [list(self.rows[0]) if self.rows else [], *(list(row.values()) for row in self.rows)]
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,11 @@ class Report:
             with atomic_write(out) as handle:
                 handle.write(text.encode() + b"\n")
         if table_file is not None:
-            table_file.parent.mkdir(parents=True, exist_ok=True)
-            with table_file.open("w", encoding="utf-8", newline="") as handle:
-                for table in self.tables:
-                    lines = [["table", *table.header], *([table.title, *row] for row in table.rows)]
-                    csv.writer(handle).writerows(_plain(lines))
+            titled = [
+                (table.title if i else "table", line) for table in self.tables for i, line in enumerate(table.lines())
+            ]
+            first, *rows = [_plain([title, *line]) for title, line in titled]
+            write_csv(table_file, first, rows)
 
 
 def _plain(value: Any) -> Any:
@@ -70,9 +72,10 @@ def _plain(value: Any) -> Any:
 
 
 def _on_screen(table: ResultTable) -> Table:
+    header, *rows = table.lines()
     shown = Table(title=table.title, title_justify="left")
-    for i, column in enumerate(table.header):
+    for i, column in enumerate(header):
         shown.add_column(column, justify="right" if i else "left")
-    for row in table.rows:
+    for row in rows:
         shown.add_row(*(f"{100 * value:.2f}" if isinstance(value, float) else str(value) for value in row))
     return shown

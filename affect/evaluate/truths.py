@@ -1,0 +1,103 @@
+"""What is true of the clips of a test set: labels or valences, from files of many forms."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from affect.data.known_datasets import KNOWN_DATASETS, KnownDataset, Task
+from affect.data.manifest import read_table
+from affect.data.npz_corpus import read_npz
+from affect.evaluate.answers import split_labels
+from affect.evaluate.errors import LabelError, clips_have
+from affect.evaluate.results import read_object, read_records
+
+BENCHMARK: dict[str, KnownDataset] = {known.benchmark: known for known in KNOWN_DATASETS.values() if known.benchmark}
+"""Test sets of MER-UniBench by name, in the order of the published tables."""
+_CORPORA = ("test1_corpus", "test_corpus", "whole_corpus")
+_ALSO = {
+    other: known.benchmark
+    for name, known in KNOWN_DATASETS.items()
+    for other in (name, known.benchmark.lower(), *known.also)
+    if known.benchmark
+}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The labels of one test set."""
+
+    dataset: str
+    task: Task
+    labels: dict[str, Any]
+
+
+def read_truths(path: str | Path) -> list[Truth]:
+    """Return the labels of every test set that a JSON object names, each under its name in `BENCHMARK`.
+
+    The object has test set -> name -> label, or -> path (relative to the file) of a label file as `read_truth` reads
+    it. A set that is not of the benchmark, such as one for validation, says what it is:
+    {"task": "hitrate" | "sentiment" | "ew", "labels": names and labels, or a path}. Raises ValueError.
+    """
+    path, truths = Path(path), []
+    for given, entry in read_object(path).items():
+        dataset = _ALSO.get(given.lower(), given)
+        known = BENCHMARK.get(dataset)
+        task = known.task if known else None
+        if isinstance(entry, dict) and set(entry) == {"task", "labels"}:
+            task, entry = entry["task"], entry["labels"]
+        if task not in set(Task) or not isinstance(entry, dict | str):
+            raise ValueError(
+                f"{path}: {dataset}: expected names and labels, or a path, for one of {', '.join(BENCHMARK)}; or "
+                f'{{"task": one of {", ".join(Task)}, "labels": …}} for another set'
+            )
+        labels = _read_labels(path.parent / entry, Task(task)) if isinstance(entry, str) else entry
+        if known:
+            labels = {name: known.word(label, f"{path}: {dataset}: clip {name!r}") for name, label in labels.items()}
+        truths.append(Truth(dataset, Task(task), _with_labels(labels, f"{path}: {dataset}")))
+    return truths
+
+
+def read_truth(path: str | Path, task: Task) -> dict[str, Any]:
+    """Return name -> label of the test clips of a label file.
+
+    path: a JSON object, JSON lines with `labels`, a table with name and openset (OV-MERD+), or the .npz label
+    file of another test set. Raises ValueError when it is none of them, LabelError when a clip has NaN for a label.
+    """
+    return _with_labels(_read_labels(Path(path), task), str(path))
+
+
+def _with_labels(labels: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return name -> label (raises LabelError when some are NaN or null)."""
+    if bad := [name for name, label in labels.items() if label is None or label != label]:
+        raise LabelError(
+            f"{where}: {clips_have(bad)} NaN for a label: expected a label for every clip; correct it or leave "
+            "the clip out"
+        )
+    return labels
+
+
+def _read_labels(path: Path, task: Task) -> dict[str, Any]:
+    if path.suffix == ".jsonl":
+        return {record["name"]: record["labels"] for record in read_records(path, "name", "labels")}
+    if path.suffix == ".csv":
+        rows = read_table(path)
+        if not {"name", "openset"} <= set(rows):
+            raise ValueError(f"{path}: expected columns name and openset, found {', '.join(rows)}; name another table")
+        labels = (", ".join(split_labels(cell) or ["neutral"]) for cell in rows["openset"])
+        return dict(zip(rows["name"], labels, strict=True))
+    if path.suffix != ".npz":
+        return read_object(path)
+    corpora, key = read_npz(path), "val" if task == Task.SENTIMENT else "emo"
+    name = next((name for name in _CORPORA if name in corpora), "")
+    corpus = corpora.get(name)
+    if not isinstance(corpus, dict) or not all(isinstance(clip, dict) and key in clip for clip in corpus.values()):
+        raise ValueError(
+            f"{path}: expected test1_corpus, test_corpus or whole_corpus with {key!r} for each clip, found "
+            f"{', '.join(corpora)}; name the label file of a test set"
+        )
+    # only IEMOCAP keeps all of its clips in one corpus
+    tested = KNOWN_DATASETS["iemocap"].splits["test"].only if name == "whole_corpus" else ".*"
+    return {clip: told[key] for clip, told in corpus.items() if re.fullmatch(tested, clip)}
