@@ -69,13 +69,15 @@ def expression_report(args: argparse.Namespace) -> Report:
 
 def network_report(args: argparse.Namespace) -> Report:
     """Score a network on one split of labelled images."""
-    from affect.core.device import pick_device
+    from affect.core.device import keep_freed_memory, pick_device
     from affect.expressions.evaluation import evaluate
     from affect.expressions.models import load_model
     from affect.expressions.network_file import find_model
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     device = pick_device(args.device, "--device")
+    if device.type == "cpu":
+        keep_freed_memory()
     path = find_model(args.ckpt)
     model, card = load_model(path, str(device))
     images, divided = images_section(args, path, card)

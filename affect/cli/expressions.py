@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     from rich.console import Console
 
+    from affect.core.device import keep_freed_memory, pick_device
     from affect.expressions.config import PredictConfig, load_fer_config
     from affect.expressions.naming import name_images, name_video
     from affect.expressions.reader import open_reader
@@ -34,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     config = load_fer_config(args.cfg_path, options).predict
     reader = open_reader(config.model_copy(update={"ckpt": args.ckpt}) if args.ckpt else config)
     folder = Path(config.output_dir)
+    if pick_device(config.device, "predict.device").type == "cpu":
+        keep_freed_memory()
     if args.images:
         findings = name_images(reader, args.images, folder, args.explain)
     elif args.video:

@@ -47,6 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     settings = settings_of(args)
     names = clip_names(args)
 
+    if settings.visual_encoder.startswith("fer:") and settings.device == "cpu":
+        from affect.core.device import keep_freed_memory
+
+        keep_freed_memory()
     from extractors.run.driver import run, sum_up
     from extractors.run.planning import shard
     from extractors.run.session import Session

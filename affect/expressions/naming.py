@@ -17,14 +17,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from affect.core.errors import MediaError
 from affect.core.failures import Failure
 from affect.core.files import atomic_write
 from affect.expressions.drawing import VideoWriter, annotate, enlarge
 from affect.expressions.image_files import ImageError, list_images, read_image
+from affect.expressions.image_set import tracked
 from affect.expressions.reader import ExpressionReader, NamedImage
 
 PREDICTIONS, MARKED, EXPLAINED = "predictions.jsonl", "pictures", "explained"
@@ -84,7 +83,7 @@ def name_video(
     named, due = None, 0.0
     with atomic_write(folder / PREDICTIONS) as lines, VideoWriter(folder / MARKED / f"{stem}.mp4") as video:
         with suppress(KeyboardInterrupt) if live else nullcontext():
-            for index, (moment, frame) in enumerate(_tracked(frames)):
+            for index, (moment, frame) in enumerate(tracked(frames, "naming expressions")):
                 if moment + 1e-6 >= due:
                     due = (math.floor(moment * rate + 1e-6) + 1) / rate
                     (named,) = reader.read([(name, frame)])
@@ -99,16 +98,11 @@ def name_video(
 
 def _readable(files: Sequence[Path], failures: list[Failure]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the images that can be read; add the others to `failures`."""
-    for file in _tracked(files):
+    for file in tracked(files, "naming expressions"):
         try:
             yield str(file), read_image(file)
         except ImageError as error:
             failures.append(Failure(str(file), "read", str(error)))
-
-
-def _tracked(items: Iterable[Any]) -> Iterable[Any]:
-    console = Console(stderr=True)
-    return track(items, "naming expressions", console=console, transient=True, disable=not console.is_terminal)
 
 
 def _explain(reader: ExpressionReader, named: NamedImage, folder: Path, stem: str) -> None:

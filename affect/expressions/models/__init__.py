@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from affect.core.device import keep_freed_memory
 from affect.core.typed_yaml import ConfigError
 from affect.expressions.config import Arch, ImageModelConfig
 from affect.expressions.models.backbone import TimmBackbone
@@ -82,6 +81,4 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[ExpressionModel, 
 def for_prediction(model: ExpressionModel, device: str = "cpu") -> ExpressionModel:
     """Return a network on a device as it answers quickest; it cannot be trained further."""
     fold_norms(model.eval())
-    if torch.device(device).type == "cpu":
-        keep_freed_memory()
     return model.requires_grad_(False).to(device)
