@@ -21,9 +21,11 @@ from affect.data.config import Config
 from affect.data.dataset import Features, TrainingSamples, open_datasets, query_tokens
 from affect.data.prompts import load_prompts
 from affect.engine.launch import start_accelerator
-from affect.engine.loop import build_optimizer, prepare, training_loader
-from affect.engine.step import to_device, training_step
+from affect.engine.step import training_step
+from affect.engine.trainer import start_trainer
 from affect.models.affectgpt import AffectGPT, build_affectgpt
+from affect.models.llm import decoder
+from affect.tasks.affectgpt import AffectGPTTask
 from benchmarks.extract import use_random_weights
 from benchmarks.world import (
     PRESETS,
@@ -153,13 +155,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ours(config: Config, accelerator: Accelerator, stores: Mapping[str, Features] | None = None) -> Way:
-    """The loop of affect.engine, one step at a time."""
-    model, samples = _model(config), _samples(config, stores)
-    optimizer = build_optimizer(model, config.run)
-    loader = training_loader(config, model, samples, 0, accelerator)
-    wrapped, optimizer = prepare(config.run, model, optimizer, accelerator)
-    wrapped.train()
-    return Way(lambda batch: training_step(wrapped, optimizer, batch, accelerator).loss, iter(loader))
+    """The engine's trainer, one step at a time."""
+    trainer = start_trainer(AffectGPTTask(config, _model(config), _samples(config, stores)), accelerator)
+    trainer.wrapped.train()
+
+    def step(batch: Batch) -> float:
+        return training_step(trainer.task, trainer.wrapped, trainer.optimizer, [batch], accelerator).loss
+
+    return Way(step, trainer.batches)
 
 
 def _plain(config: Config, accelerator: Accelerator) -> Way:
@@ -168,11 +171,11 @@ def _plain(config: Config, accelerator: Accelerator) -> Way:
     config.run.bucket_by_length = False
     model, samples = _model(config), _samples(config)
     optimizer = torch.optim.AdamW(model.trainable().values(), lr=config.run.init_lr)
-    loader = training_loader(config, model, samples, 0, accelerator)
+    batches = AffectGPTTask(config, model, samples).batches(0, config.run.total_steps, accelerator)
     model.to(accelerator.device).train()
 
     def step(batch: Batch) -> float:
-        batch = to_device(batch, accelerator.device)
+        batch = batch.to(accelerator.device)
         with accelerator.autocast():
             output = model.llm(
                 inputs_embeds=model.embed(batch), attention_mask=batch.attention_mask, labels=batch.labels
@@ -182,14 +185,17 @@ def _plain(config: Config, accelerator: Accelerator) -> Way:
         optimizer.zero_grad()
         return output.loss.item()
 
-    return Way(step, iter(loader))
+    return Way(step, batches)
 
 
 def _model(config: Config) -> AffectGPT:
     torch.manual_seed(0)
     layouts = [LAYOUTS[section.face_or_frame] for section in config.datasets.values()]
     dtype = torch.bfloat16 if config.run.device.startswith("cuda") else torch.float32
-    return build_affectgpt(config.model, layouts, dtype, config.run.gradient_checkpointing)
+    model = build_affectgpt(config.model, layouts, dtype, config.run.gradient_checkpointing)
+    if config.run.compile:
+        decoder(model.llm).compile(dynamic=True)
+    return model
 
 
 def _live(config: Config, accelerator: Accelerator, videos: Path, root: Path) -> Way:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-import affect.engine.loop
+import affect.engine.trainer
 from affect.cli import train
 from affect.data.config import Config, save_config
-from affect.engine.checkpoint import find_checkpoint
+from affect.engine.checkpoint import find_checkpoint, read_state
+from affect.engine.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,7 +27,8 @@ def run(config: Config, tmp_path: Path, *options: str) -> Path:
 
 def losses(checkpoint: Path) -> np.ndarray:
     """Return the loss of every step up to a checkpoint."""
-    return np.load(checkpoint / "curves.npz")["losses"]
+    steps, _ = read_metrics(checkpoint.parent)
+    return np.array([step["loss"] for step in steps if step["step"] <= read_state(checkpoint).step])
 
 
 def assert_same_run(folder: Path, other: Path) -> None:
@@ -55,11 +57,11 @@ def kill_at(config: Config, tmp_path: Path, line: str) -> None:
 
 def sigterm_in_step(monkeypatch, number: int) -> None:
     """Let SIGTERM come while the step of this number (from 0) is at work."""
-    step, count = affect.engine.loop.training_step, iter(range(10**6))
+    step, count = affect.engine.trainer.training_step, iter(range(10**6))
 
     def interrupted(*arguments, **settings):
         if next(count) == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*arguments, **settings)
 
-    monkeypatch.setattr(affect.engine.loop, "training_step", interrupted)
+    monkeypatch.setattr(affect.engine.trainer, "training_step", interrupted)

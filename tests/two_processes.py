@@ -13,6 +13,7 @@ from accelerate import DistributedType
 from accelerate.state import AcceleratorState
 
 import affect.engine.loop
+import affect.engine.trainer
 from affect.cli import train
 from affect.engine.sharding import sharding_plugin
 from affect.models.affectgpt import AffectGPT
@@ -26,28 +27,29 @@ def without_dropout(model: AffectGPT, mode: bool = True) -> torch.nn.Module:
 def main(folder: Path) -> None:
     AffectGPT.train = without_dropout
     run(folder / "ddp.yaml")
-    step = affect.engine.loop.training_step
+    step = affect.engine.trainer.training_step
 
-    def stopped_step(*arguments, **settings):
-        report = step(*arguments, **settings)
+    def stopped_step(*arguments):
+        report = step(*arguments)
         if os.environ["RANK"] == "1" and (folder / "stopped").is_dir():
             os.kill(os.getpid(), signal.SIGTERM)  # one of the two only
         return report
 
-    def broken_step(model, optimizer, batch, *arguments, **settings):
+    def broken_step(task, model, optimizer, window, *arguments):
         if os.environ["RANK"] == "1":
-            batch.features = {stream: features * float("nan") for stream, features in batch.features.items()}
-        return step(model, optimizer, batch, *arguments, **settings)
+            for batch in window:
+                batch.features = {stream: features * float("nan") for stream, features in batch.features.items()}
+        return step(task, model, optimizer, window, *arguments)
 
-    affect.engine.loop.training_step = stopped_step
+    affect.engine.trainer.training_step = stopped_step
     (folder / f"code_{os.environ['RANK']}").write_text(str(run(folder / "stopped.yaml")))
-    affect.engine.loop.training_step = broken_step
+    affect.engine.trainer.training_step = broken_step
     try:
         run(folder / "broken.yaml")
     except FloatingPointError as error:
         (folder / f"error_{os.environ['RANK']}").write_text(str(error))
-    affect.engine.loop.training_step = step
-    start = train.start_accelerator
+    affect.engine.trainer.training_step = step
+    start = affect.engine.loop.start_accelerator
 
     def sharded(settings):
         """Accelerate divides weights over GPUs only; the code that does it runs on processors as well."""
@@ -55,7 +57,7 @@ def main(folder: Path) -> None:
         accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, sharding_plugin()
         return accelerator
 
-    train.start_accelerator = sharded
+    affect.engine.loop.start_accelerator = sharded
     run(folder / "sharded.yaml")
 
 

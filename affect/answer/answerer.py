@@ -20,10 +20,9 @@ from affect.data.collate import Collator
 from affect.data.config import Config, InferenceConfig
 from affect.data.dataset import ClipDataset, check_prompt, make_sample, query_tokens
 from affect.data.prompts import load_prompts, shown_streams
-from affect.engine.checkpoint import load_weights
-from affect.engine.step import to_device
 from affect.features.store import FeatureError
 from affect.models.affectgpt import AffectGPT, Decoding, build_affectgpt
+from affect.models.saved import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class Answerer:
             make_sample(clip, arrays, self.layout, self.prompts, kind, tokens)
             for clip, arrays in zip(clips, features, strict=True)
         ]
-        batch = to_device(self.collator(samples), next(self.model.parameters()).device)
+        batch = self.collator(samples).to(next(self.model.parameters()).device)
         if self.look:
             self.look(batch)
         texts = (self.generate or self.model.generate)(batch, self.decoding)

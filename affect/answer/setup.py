@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from affect.data.config import Config, ConfigError, DatasetConfig, FeatureConfig, InferenceConfig
+from affect.data.config import Config, ConfigError, DatasetConfig, FeatureConfig, InferenceConfig, read_config
 from affect.data.known_datasets import KNOWN_DATASETS, dataset_name, known_dataset
-from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_config, read_state
+from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_state
 
 FREE_KEYS = {
     "au_agent_base_model",

@@ -25,8 +25,8 @@ from torch import Tensor
 from affect.core.files import atomic_write
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Modality
-from affect.data.config import Config, load_config, save_config
-from affect.engine.checkpoint import TrainState, read_config, read_state
+from affect.data.config import Config, load_config, read_config, save_config
+from affect.engine.checkpoint import TrainState, read_state
 from affect.models.affectgpt import fusion_shapes
 from affect.models.llm import lora_config
 from affect.models.reference_keys import (

@@ -6,16 +6,17 @@ files have and that nothing here needs are accepted with one line that says why.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 from pydantic import model_validator as check
 
+from affect.core.config import ConfigError as ConfigError
+from affect.core.config import RunSettings, Section, Unset, also, parse, read_yaml, save_yaml
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Modality
-from affect.core.typed_yaml import ConfigError, Section, apply_option, describe_fault, drop_not_needed, read_yaml
 from affect.features.store import FeatureSpec
 
 FusionType = Literal["qformer", "attention", "mean"]
@@ -32,13 +33,11 @@ def _known_layout(name: str) -> str:
     return name
 
 
-def _unset(value: Any) -> Any:
-    """Users' templates write 'xxx' for 'fill me in'."""
-    return None if value in ("xxx", "xxx-xxx", "") else value
-
-
 LayoutName = Annotated[str, AfterValidator(_known_layout)]
-Unset = BeforeValidator(_unset)
+
+_PROCESSORS = "pictures and text are prepared by the encoder that makes the features"
+_SEE_DATASETS = "the data set's section says it"
+_LAUNCHER = "torchrun says how many processes there are and where"
 
 
 class ModelConfig(Section):
@@ -108,6 +107,13 @@ class ModelConfig(Section):
     au_agent_lora_weights: Annotated[str | None, Unset] = None
     au_agent_device: str = "auto"
 
+    not_needed: ClassVar = {
+        "model_type": "the language model's own folder says what it is",
+        "ckpt_2": "one checkpoint holds everything",
+        **dict.fromkeys(("vis_processor", "text_processor", "img_processor"), _PROCESSORS),
+        **dict.fromkeys(("acoustic_encoder", "visual_encoder", "use_preextracted_features"), _SEE_DATASETS),
+    }
+
     @check(mode="after")
     def _heads_divide_width(self) -> ModelConfig:
         if self.qformer_hidden_size % self.qformer_heads:
@@ -174,66 +180,41 @@ class DatasetConfig(FeatureConfig):
     split_column: str = "split"
     """A table without this column counts as training and test data alike."""
 
+    not_needed: ClassVar = {"data_type": "every data set is one of clips"}
 
-class RunConfig(Section):
+
+class RunConfig(RunSettings):
     """How long, how fast and where to train."""
 
-    init_lr: float = Field(1e-4, gt=0)
-    min_lr: float = Field(0.0, ge=0)
-    warmup_lr: float | None = Field(None, ge=0)
-    """Rate of step 0; init_lr when not given."""
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.05, ge=0)
-    adam_beta2: float = Field(0.999, gt=0, lt=1)
-    """Memory of AdamW's second moment; short runs learn faster with less of it, e.g. 0.98."""
-    max_epoch: int = Field(30, gt=0)
     iters_per_epoch: int = Field(1000, gt=0)
-    batch_size_train: int = Field(1, gt=0)
-    """Clips per step and process."""
-    gradient_accumulation_steps: int = Field(
-        1, gt=0, validation_alias=AliasChoices("gradient_accumulation_steps", "accum_grad_iters")
-    )
-    max_grad_norm: float | None = Field(None, gt=0)
-    seed: int = 42
-    num_workers: int = Field(4, ge=0)
-    amp: bool = False
-    """Mixed precision on a GPU: bfloat16 where it can, else float16 with a scaler."""
-    gradient_checkpointing: bool = False
-    """Compute activations of the language model anew in the backward pass instead of keeping them."""
+    """Steps of an epoch."""
     bucket_by_length: bool = False
     """Put clips of like length into one batch, so that less is padding."""
-    compile: bool = False
-    """Compile the language model with torch.compile."""
-    fsdp: bool = False
-    """Divide weights and optimizer over the processes (FSDP) instead of copying them (DDP)."""
-    trackers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
     val_split: str | None = None
     """Split of the tables whose loss is measured after every epoch, e.g. val."""
-    early_stop: int | None = Field(None, gt=0)
-    """Epochs without a better validation loss after which training ends."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:<index>."""
-    output_dir: str | None = None
-    """Run folder; made from the name of the config file when not given."""
-    resume_ckpt_path: Annotated[str | None, Unset] = None
-    """Checkpoint folder to go on from; an unfinished run in the run folder goes on by itself."""
-    keep_checkpoints: int = Field(3, gt=0)
     check_features: bool = True
     """Read every feature once before training; on a million clips that takes minutes, so it can be left out."""
-    log_every: int = Field(50, gt=0)
-    visualize_training: bool = True
+
+    passing: ClassVar[Set[str]] = RunSettings.passing | {"check_features"}
+    not_needed: ClassVar = {
+        "task": "the task at the top of the file says it",
+        "lr_sched": "run.scheduler says it",
+        "evaluate": "inference.py evaluates",
+        "train_splits": "the split column of the table says it",
+        "batch_size_eval": "inference.batch_size says it",
+        **dict.fromkeys(("world_size", "dist_url", "distributed"), _LAUNCHER),
+    }
 
     @check(mode="after")
-    def _rates_fit(self) -> RunConfig:
-        if self.min_lr > self.init_lr:
-            raise ValueError(f"min_lr {self.min_lr} is above init_lr {self.init_lr}")
+    def _steps_fit(self) -> RunConfig:
         if self.warmup_steps > self.total_steps:
             raise ValueError(
                 f"warmup_steps {self.warmup_steps} is more than the run's {self.total_steps} steps "
                 "(max_epoch x iters_per_epoch)"
             )
-        if self.early_stop is not None and self.val_split is None:
-            raise ValueError("early_stop watches the loss of a validation split; set val_split too, e.g. val")
+        watching = "early_stop" if self.early_stop else "scheduler plateau" if self.scheduler == "plateau" else ""
+        if watching and self.val_split is None:
+            raise ValueError(f"{watching} watches the loss of a validation split; set val_split too, e.g. val")
         return self
 
     @property
@@ -261,7 +242,7 @@ class InferenceConfig(Section):
     split: str = "test"
     without: list[Modality] = Field(default_factory=list)
     """Streams to leave out, as if no clip had them: shows what the answers rest on."""
-    batch_size: int = Field(8, gt=0, validation_alias=AliasChoices("batch_size", "batch_size_eval"))
+    batch_size: int = Field(8, gt=0)
     max_new_tokens: int = Field(256, gt=0)
     do_sample: bool = False
     top_p: float = Field(0.9, gt=0, le=1)
@@ -291,6 +272,12 @@ class InferenceConfig(Section):
     audio_root: str | None = None
     face_root: str | None = None
 
+    aliases: ClassVar = also(batch_size="batch_size_eval")
+    not_needed: ClassVar = {
+        "task": "the task at the top of the file says it",
+        **dict.fromkeys(("vis_processor", "text_processor", "img_processor"), _PROCESSORS),
+    }
+
     def override(self, dataset: DatasetConfig) -> DatasetConfig:
         """Return the data set's section with what this section sets anew."""
         shared = DatasetConfig.model_fields.keys() & InferenceConfig.model_fields.keys()
@@ -301,47 +288,15 @@ class InferenceConfig(Section):
 class Config(Section):
     """A whole file."""
 
+    task: Literal["affectgpt"] = "affectgpt"
     model: ModelConfig = Field(default_factory=ModelConfig)
     datasets: dict[str, DatasetConfig] = Field(default_factory=dict)
-    run: RunConfig = Field(default_factory=RunConfig, validation_alias=AliasChoices("run", "run_cfg"))
+    run: RunConfig = Field(default_factory=RunConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
 
-
-_PROCESSORS = "pictures and text are prepared by the encoder that makes the features"
-_SEE_DATASETS = "the data set's section says it"
-_LAUNCHER = "torchrun says how many processes there are and where"
-NOT_NEEDED: dict[str, dict[str, str]] = {
-    "model": {
-        "model_type": "the language model's own folder says what it is",
-        "ckpt_2": "one checkpoint holds everything",
-        "vis_processor": _PROCESSORS,
-        "text_processor": _PROCESSORS,
-        "img_processor": _PROCESSORS,
-        "acoustic_encoder": _SEE_DATASETS,
-        "visual_encoder": _SEE_DATASETS,
-        "use_preextracted_features": _SEE_DATASETS,
-    },
-    "dataset": {
-        "data_type": "every data set is one of clips",
-    },
-    "run": {
-        "task": "there is one task",
-        "lr_sched": "linear warm-up then cosine is the schedule",
-        "evaluate": "inference.py evaluates",
-        "train_splits": "the split column of the table says it",
-        "batch_size_eval": "inference.batch_size says it",
-        "world_size": _LAUNCHER,
-        "dist_url": _LAUNCHER,
-        "distributed": _LAUNCHER,
-    },
-    "inference": {
-        "task": "there is one task",
-        "vis_processor": _PROCESSORS,
-        "text_processor": _PROCESSORS,
-        "img_processor": _PROCESSORS,
-    },
-}
-"""Section -> key that users' files have -> why nothing here needs it."""
+    aliases: ClassVar = also(run="run_cfg")
+    uncompared: ClassVar[Set[str]] = {"inference"}
+    """Sections that may differ when a run goes on."""
 
 
 def load_config(path: str | Path, options: list[str] | tuple[str, ...] = ()) -> Config:
@@ -349,44 +304,19 @@ def load_config(path: str | Path, options: list[str] | tuple[str, ...] = ()) -> 
 
     Raises ConfigError with every fault at once: file, key, what was found and expected.
     """
-    content = read_yaml(path)
-    if "run_cfg" in content:
-        if "run" in content:
-            raise ConfigError(f"{path}: found both run and run_cfg, expected one; they are the same section, join them")
-        content["run"] = content.pop("run_cfg")
-    for option in options:
-        apply_option(content, option.replace("run_cfg.", "run.", 1) if option.startswith("run_cfg.") else option)
-    return parse_config(content, str(path))
+    return parse(Config, read_yaml(path), str(path), options)
 
 
 def parse_config(content: dict[str, Any], where: str) -> Config:
     """Return the typed configuration of a mapping; `where` names it in errors (raises ConfigError)."""
-    _drop_not_needed(content, where)
-    try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        faults = [describe_fault(fault, where, _known_keys(fault["loc"])) for fault in error.errors()]
-        raise ConfigError("\n".join(faults)) from None
+    return parse(Config, content, where)
+
+
+def read_config(checkpoint: Path) -> Config:
+    """Return the configuration that a checkpoint was trained with (raises ConfigError)."""
+    return load_config(checkpoint / "config.yaml")
 
 
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved configuration, every default included, as YAML."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
-
-
-def _drop_not_needed(content: dict[str, Any], where: str) -> None:
-    sections = {name: content.get(name) for name in ("model", "run", "inference")}
-    datasets = content.get("datasets")
-    sections |= {f"datasets.{name}": s for name, s in datasets.items()} if isinstance(datasets, dict) else {}
-    for name, section in sections.items():
-        if isinstance(section, dict):
-            drop_not_needed(section, NOT_NEEDED["dataset" if "." in name else name], where, f"{name}.")
-
-
-def _known_keys(keys: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the section that a key is in."""
-    models = {"model": ModelConfig, "datasets": DatasetConfig, "run": RunConfig, "inference": InferenceConfig}
-    return list((models[str(keys[0])] if len(keys) > 1 else Config).model_fields)
+    save_yaml(config.model_dump(mode="json"), path)

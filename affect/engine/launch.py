@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import torch
 from accelerate import (
     Accelerator,
     DistributedDataParallelKwargs,
-    FullyShardedDataParallelPlugin,
     InitProcessGroupKwargs,
+    PartialState,
 )
 from accelerate.tracking import filter_trackers
+from accelerate.utils import broadcast_object_list
 
+from affect.core.config import RunSettings, flat
 from affect.core.device import pick_device
+from affect.engine.sharding import sharding_plugin
 
 logger = logging.getLogger(__name__)
 
@@ -28,24 +32,24 @@ PATIENCE = timedelta(days=1)
 """How long processes wait for the main one, which may have features to check or sentences to write for hours."""
 
 
-class LaunchSettings(Protocol):
-    """What the run sections of all tracks say about starting."""
-
-    device: str
-    amp: bool
-    trackers: list[Any]
+Found = TypeVar("Found")
 
 
-class TrackedConfig(Protocol):
-    """A whole configuration of any track."""
+def agreed(find: Callable[[], Found]) -> Found:
+    """Return what the main process finds, on every process; what it raises, all raise (ValueError)."""
+    found, fault = None, ""
+    if PartialState().is_main_process:
+        try:
+            found = find()
+        except ValueError as error:
+            fault = str(error)
+    found, fault = broadcast_object_list([found, fault])
+    if fault:
+        raise ValueError(fault)
+    return found
 
-    run: LaunchSettings
 
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
-        """Return its sections."""
-
-
-def start_accelerator(run: LaunchSettings) -> Accelerator:
+def start_accelerator(run: RunSettings) -> Accelerator:
     """Return the accelerator for the configured device, precision and processes.
 
     Raises ValueError for a device that does not exist, or that several processes cannot share.
@@ -66,9 +70,8 @@ def start_accelerator(run: LaunchSettings) -> Accelerator:
         )
     if not on_gpu and (run.amp or run.device == "cuda"):
         logger.info("no GPU is used: training on the CPU in float32")
-    fsdp = getattr(run, "fsdp", False)  # the networks of the image track fit on one GPU and have no such setting
-    sharded = fsdp and processes > 1 and on_gpu
-    if fsdp and not sharded:
+    sharded = run.fsdp and processes > 1 and on_gpu
+    if run.fsdp and not sharded:
         logger.info("run.fsdp divides weights over several GPUs; with %s it does nothing", "one" if on_gpu else "none")
     half = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return Accelerator(
@@ -78,17 +81,11 @@ def start_accelerator(run: LaunchSettings) -> Accelerator:
             DistributedDataParallelKwargs(find_unused_parameters=True),
             InitProcessGroupKwargs(timeout=PATIENCE),
         ],
-        fsdp_plugin=_sharding_plugin() if sharded else None,
+        fsdp_plugin=sharding_plugin() if sharded else None,
     )
 
 
-def _sharding_plugin() -> FullyShardedDataParallelPlugin:
-    from affect.engine.sharding import sharding_plugin  # knows language models, which take seconds to import
-
-    return sharding_plugin()
-
-
-def check_trackers(run: LaunchSettings) -> None:
+def check_trackers(run: RunSettings) -> None:
     """Raise ValueError when the package of a tracker is not there."""
     for name in run.trackers:
         if find_spec(name) is None:
@@ -97,7 +94,7 @@ def check_trackers(run: LaunchSettings) -> None:
             )
 
 
-def start_trackers(accelerator: Accelerator, config: TrackedConfig, folder: Path) -> None:
+def start_trackers(accelerator: Accelerator, config: Any, folder: Path) -> None:
     """Open the configured trackers below the run's folder, on the main process, with the whole configuration."""
     if not config.run.trackers:
         return
@@ -108,17 +105,11 @@ def start_trackers(accelerator: Accelerator, config: TrackedConfig, folder: Path
     accelerator.log_with = filter_trackers(config.run.trackers, str(place))
     accelerator.init_trackers(
         folder.parent.name or "affect",
-        config=_flat(config.model_dump(mode="json")),
+        config={key: _plain(value) for key, value in flat(config.model_dump(mode="json")).items()},
         init_kwargs={"wandb": {"name": folder.name, "dir": str(place)}},
     )
 
 
-def _flat(section: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Return nested settings as one level, section.key -> number or text, as trackers want them."""
-    settings: dict[str, Any] = {}
-    for key, value in section.items():
-        if isinstance(value, dict):
-            settings |= _flat(value, f"{before}{key}.")
-        else:
-            settings[before + key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return settings
+def _plain(value: Any) -> Any:
+    """Return a number or text, as trackers want settings."""
+    return value if isinstance(value, bool | int | float | str) else str(value)

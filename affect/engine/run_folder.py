@@ -1,43 +1,52 @@
-"""The folder of a run: its name, and whether what lies there is the same run."""
+"""The folder of a run: its name, whether the same run is there, and that one process at a time writes to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing is locked
+    fcntl = None
 
-@dataclass(frozen=True)
-class FoundRun:
-    """A run that is in a folder already."""
-
-    differing: list[str]
-    """Keys in which its configuration differs from the one at hand."""
-    finished: bool
+from affect.core.config import ConfigError, flat, parse, read_yaml
+from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_state
 
 
-def choose_folder(name: str, output_dir: str | None, look: Callable[[Path], FoundRun | None]) -> Path:
-    """Return the folder of a run: `output_dir`, or output/{name}/{name}_{YYYYmmddHHMM}.
+def choose_folder(config: Any, name: str) -> tuple[Path, Path | None, str]:
+    """Return the folder of a run, the checkpoint that it goes on from, if any, and why it is over if it is.
 
-    Without `output_dir` the newest unfinished run there with the same configuration goes on; a finished or
-    different one is left alone. look: folder -> the run in it, if any. Raises ValueError when `output_dir`
-    holds a run of another configuration.
+    The folder is `output_dir`, or output/{name}/{name}_{YYYYmmddHHMM}. Without `output_dir` the newest unfinished run
+    there with the same configuration goes on; a finished or different one is left alone. Raises ValueError when
+    `output_dir` holds a run of another configuration, or one that can no longer be gone on from.
     """
-    if output_dir:
-        folder = Path(output_dir)
-        found = look(folder)
-        if found and found.differing:
-            raise ValueError(
-                f"{folder} holds a run with other settings ({', '.join(found.differing)}); "
-                "give another run.output_dir, or remove that folder"
-            )
-        return folder
+    folder = Path(config.run.output_dir) if config.run.output_dir else _named(config, name)
+    last = (list_checkpoints(folder) or [None])[-1]
+    if last is None and (old := _old_state(folder)):
+        raise ValueError(
+            f"{folder} holds a run of an earlier version of this program ({old}), which cannot be gone on from; give "
+            "another run.output_dir, or remove that folder"
+        )
+    if last and (differing := differing_keys(config, last)):
+        raise ValueError(
+            f"{folder} holds a run with other settings ({', '.join(differing)}); "
+            "give another run.output_dir, or remove that folder"
+        )
+    asked = find_checkpoint(config.run.resume_ckpt_path) if config.run.resume_ckpt_path else None
+    if asked and (last is None or read_state(last).step < read_state(asked).step):
+        return folder, asked, ""
+    return folder, last, read_state(last).reason if last and read_state(last).finished else ""
+
+
+def _named(config: Any, name: str) -> Path:
     root = Path("output") / name
     for folder in sorted(root.glob(f"{name}_*"), reverse=True):
-        found = look(folder)
-        if found and not found.finished and not found.differing:
+        last = (list_checkpoints(folder) or [None])[-1]
+        if last and not read_state(last).finished and not differing_keys(config, last):
             return folder
     folder = new = root / f"{name}_{datetime.now():%Y%m%d%H%M}"
     number = 1
@@ -47,12 +56,37 @@ def choose_folder(name: str, output_dir: str | None, look: Callable[[Path], Foun
     return new
 
 
-def differing_keys(here: dict[str, Any], there: dict[str, Any], passing: Collection[str]) -> list[str]:
-    """Return the keys (section.key) in which two configurations differ, those of the run section in `passing` aside."""
-    keys = []
-    for section in here:
-        for key in sorted(here[section].keys() | there[section].keys()):
-            may_change = section == "run" and key in passing
-            if not may_change and here[section].get(key) != there[section].get(key):
-                keys.append(f"{section}.{key}")
-    return keys
+def _old_state(folder: Path) -> str:
+    """Return the name of what an earlier training left to go on from; nothing where there is none."""
+    found = [*folder.glob("resume.pt"), *folder.glob("checkpoint-*/trainer_state.json")]
+    return str(found[0].relative_to(folder)) if found else ""
+
+
+def differing_keys(config: Any, checkpoint: Path) -> list[str]:
+    """Return the keys in which a checkpoint's configuration differs, but for those that may change."""
+    content, where = read_yaml(checkpoint / "config.yaml"), str(checkpoint / "config.yaml")
+    try:
+        there = parse(type(config), content, where)
+    except ConfigError:
+        return ["task"] if content.get("task", "affectgpt") != config.task else ["config.yaml cannot be read"]
+    here, there = (flat(c.model_dump(mode="json", exclude=set(config.uncompared))) for c in (config, there))
+    passing = config.run.passing
+    keys = sorted(here.keys() | there.keys())
+    return [k for k in keys if k.removeprefix("run.") not in passing and here.get(k) != there.get(k)]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder while entered (raises ValueError where one is at work there)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as handle:
+        try:
+            if fcntl:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another process is training there; wait for it, or give another run.output_dir"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield

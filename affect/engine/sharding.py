@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from affect.models.affectgpt import AffectGPT
-
 
 def sharding_plugin() -> FullyShardedDataParallelPlugin:
     """Return what tells accelerate to divide weights, gradients and optimizer state over the processes."""
@@ -26,56 +24,52 @@ def sharding_plugin() -> FullyShardedDataParallelPlugin:
     )
 
 
-def prepare_sharding(model: AffectGPT, plugin: FullyShardedDataParallelPlugin) -> None:
+def prepare_sharding(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> None:
     """Name the language model's layers as the units to divide, and let every step have every gradient.
 
     Processes exchange the gradients that they have, so all must have the same ones: where no clip of
     a batch has some stream, the weights that read it get a gradient of zero.
     """
-    plugin.transformer_cls_names_to_wrap = sorted(model.llm.get_base_model()._no_split_modules)
+    modules = model.named_modules()
+    place, language_model = next((n, m) for n, m in modules if getattr(m, "_no_split_modules", None))
+    plugin.transformer_cls_names_to_wrap = sorted(language_model._no_split_modules)
 
     def touch(module: nn.Module, arguments: tuple[Any, ...], loss: Tensor) -> Tensor:
-        weights = (weight for name, weight in module.named_parameters() if not name.startswith("llm."))
+        weights = (weight for name, weight in module.named_parameters() if not name.startswith(f"{place}."))
         return loss + sum(0.0 * weight.sum() for weight in weights if weight.requires_grad)
 
-    model.register_forward_hook(touch)
-
-
-def whole_weights(model: AffectGPT) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return everything but the language model, and the LoRA weights in it, whole and in main memory."""
-    adapter = {name: value for name, value in model.llm.state_dict().items() if "lora_" in name}
-    fusion = model.fusion_state()
-    return tuple({name: _whole(value).contiguous() for name, value in part.items()} for part in (fusion, adapter))
+    if place:  # there are others beside it
+        model.register_forward_hook(touch)
 
 
 def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return the optimizer's state with every tensor whole and in main memory."""
     state = optimizer.state_dict()
     moments = {
-        weight: {name: _whole(value) if isinstance(value, Tensor) else value for name, value in entry.items()}
+        weight: {name: whole(value) if isinstance(value, Tensor) else value for name, value in entry.items()}
         for weight, entry in state["state"].items()
     }
     return {**state, "state": moments}
 
 
-def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give the optimizer a whole state, each tensor divided as its weight is."""
+def load_whole_optimizer(optimizer: torch.optim.Optimizer, moments: dict[int, dict[str, Any]]) -> None:
+    """Give the optimizer whole moments, each tensor divided as its weight is; its settings stay."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    moments = {number: _like(weights[number], entry) for number, entry in state["state"].items()}
-    optimizer.load_state_dict({**state, "state": moments})
-
-
-def _whole(value: Tensor) -> Tensor:
-    value = value.detach()
-    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
-
-
-def _like(weight: Tensor, entry: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(weight, DTensor):
-        return entry
-    return {
-        name: distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
-        if isinstance(value, Tensor) and value.shape == weight.shape
-        else value
-        for name, value in entry.items()
+    divided = {
+        number: {name: like(weights[number], value) for name, value in entry.items()}
+        for number, entry in moments.items()
     }
+    optimizer.load_state_dict({"state": divided, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def whole(value: Tensor) -> Tensor:
+    """Return a tensor whole, contiguous and in main memory."""
+    value = value.detach()
+    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu().contiguous()
+
+
+def like(weight: Tensor, value: Any) -> Any:
+    """Return a whole tensor of a weight's shape divided as the weight is; anything else as it is."""
+    if isinstance(weight, DTensor) and isinstance(value, Tensor) and value.shape == weight.shape:
+        return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
+    return value

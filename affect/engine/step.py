@@ -1,17 +1,22 @@
-"""One training step: the gradient of a batch's answers, weighted by tokens over processes and accumulation."""
+"""One step: the gradient of some batches, taken anew at the worst point where SAM is on, and a move by it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import astuple, dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from affect.core.schema import Batch
-from affect.data.collate import IGNORED
+from affect.engine.sam import kept_statistics, worst_point
 from affect.engine.stop import StopRequest
+from affect.engine.task import Size, Task
 
 
 @dataclass(frozen=True)
@@ -19,72 +24,128 @@ class StepReport:
     """What one step did, over all processes."""
 
     loss: float
-    """Mean cross-entropy of the answers' tokens."""
-    own_loss: Tensor
-    """That of this process alone."""
-    padding: float
-    """Share of the batch that is padding."""
+    """Mean over all that was read, before the move."""
+    means: dict[str, float]
+    """Other means over it, by name."""
+    grad_norm: float
+    own_losses: list[Tensor]
+    """Loss of each batch of this process."""
+    size: Size
     stop: bool
     """True when any process was asked to stop."""
-
-
-def answer_tokens(batch: Batch) -> int:
-    """Return how many tokens of a batch have a loss."""
-    return int((batch.labels[:, 1:] != IGNORED).sum())
-
-
-def total_tokens(batches: Sequence[Batch], accelerator: Accelerator) -> Tensor:
-    """Return the answer tokens of each batch, summed over processes: [len(batches)]."""
-    counts = torch.tensor([float(answer_tokens(batch)) for batch in batches])
-    if accelerator.num_processes > 1:
-        counts = accelerator.reduce(counts.to(accelerator.device, non_blocking=True), reduction="sum")
-    return counts
+    moved: bool
+    """False where loss or gradient was not finite; where there is a scaler, it answers the latter."""
+    seconds: float = 0.0
+    """With the wait for batches."""
 
 
 def training_step(
-    model: torch.nn.Module,
+    task: Task,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: Batch,
+    window: Sequence[Any],
     accelerator: Accelerator,
-    totals: tuple[Tensor, Tensor] | None = None,
-    moves: bool = True,
-    max_grad_norm: float | None = None,
+    step: int = 0,
     stop: StopRequest | None = None,
 ) -> StepReport:
-    """Add the gradient of a batch (in main memory) and, with `moves`, let the optimizer move.
+    """Move the weights once by the mean gradient of a window of batches in main memory.
 
-    totals: answer tokens over all processes of this batch, and of all batches since the last move;
-    each token weighs the same wherever it was read. A loss that is not finite moves nothing.
+    Each token (image) weighs the same, whichever process and batch it was read in. Chance is a function of seed,
+    step, process and batch, and so the same at SAM's two points and in a run that was resumed.
     """
-    if totals is None:
-        totals = (total_tokens([batch], accelerator).sum(),) * 2
-    own, cells = answer_tokens(batch), batch.attention_mask.numel()
-    padding = cells - int(batch.attention_mask.sum())
-    batch = to_device(batch, accelerator.device)
-    if moves:
-        loss = _backward(model, batch, own / totals[1], accelerator)
-    else:
-        with accelerator.no_sync(model):
-            loss = _backward(model, batch, own / totals[1], accelerator)
-    asked = float(stop is not None and stop.asked)
-    numbers = torch.tensor([0.0, asked, padding, cells]).to(loss.device, non_blocking=True)
-    numbers[0] = loss * (own / totals[0])
-    mean, stopping, padding, cells = accelerator.reduce(numbers, reduction="sum").tolist()  # the step's one wait
-    if moves and abs(mean) < float("inf"):
-        if max_grad_norm is not None:
-            accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    run = task.run
+    shares, own = _shares([task.size(batch) for batch in window], accelerator)
+    seeds = [(run.seed, step, accelerator.process_index, number) for number in range(len(window))]
+    batches = [task.to_device(batch, accelerator.device, seed) for batch, seed in zip(window, seeds, strict=True)]
+    losses, means = _gradient(task, model, batches, shares, seeds, accelerator)
+    weights = [weight for weight in model.parameters() if weight.grad is not None]
+    norm = nn.utils.get_total_norm([weight.grad for weight in weights])
+    asked = stop is not None and stop.asked
+    loss, means, grad_norm, size, stopping = _told(shares, losses, means, norm, own, asked, accelerator)
+    moved = math.isfinite(loss) and math.isfinite(grad_norm)
+    if moved and run.sam:
+        with worst_point(weights, run.sam_rho, run.sam_adaptive), kept_statistics(model):
+            _gradient(task, model, batches, shares, seeds, accelerator)
+        norm = nn.utils.get_total_norm([weight.grad for weight in weights])
+    if moved or (math.isfinite(loss) and accelerator.scaler):  # whose scale falls where it was too high
+        moved = _move(optimizer, weights, norm, run.max_grad_norm, accelerator.scaler)
+    optimizer.zero_grad()
+    return StepReport(loss, means, grad_norm, losses, size, stopping, moved)
+
+
+def _shares(sizes: Sequence[Size], accelerator: Accelerator) -> tuple[Tensor, Size]:
+    """Return what part of the step's mean each batch of this process is [n], and how much it reads in all."""
+    own = [float(size.weight) for size in sizes]
+    total = torch.tensor(own).sum()
+    if accelerator.num_processes > 1:
+        total = accelerator.reduce(total.to(accelerator.device, non_blocking=True), reduction="sum")
+    whole = Size(*(sum(values) for values in zip(*(astuple(size) for size in sizes), strict=True)))
+    return torch.stack([weight / total for weight in own]), whole
+
+
+def _gradient(
+    task: Task,
+    model: nn.Module,
+    batches: Sequence[Any],
+    shares: Tensor,
+    seeds: Sequence[tuple[int, ...]],
+    accelerator: Accelerator,
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Add the gradient of the step's mean loss; return loss and other means of each batch."""
+    losses, means = [], []
+    for number, batch in enumerate(batches):
+        torch.manual_seed(int(np.random.SeedSequence(seeds[number]).generate_state(1)[0]))
+        last = number + 1 == len(batches)
+        with nullcontext() if last else accelerator.no_sync(model):
+            loss, others = task.loss(model, batch)
+            # the gradient is averaged over processes afterwards, hence their number
+            accelerator.backward(loss * (shares[number] * accelerator.num_processes))
+        losses.append(loss.detach())
+        means.append({name: value.detach() for name, value in others.items()})
+    return losses, means
+
+
+def _told(
+    shares: Tensor,
+    losses: list[Tensor],
+    means: list[dict[str, Tensor]],
+    norm: Tensor,
+    own: Size,
+    asked: bool,
+    accelerator: Accelerator,
+) -> tuple[float, dict[str, float], float, Size, bool]:
+    """Return loss, other means, length of the gradient, size and the wish to stop over all processes."""
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if accelerator.scaler:
+        norm = norm / accelerator.scaler.scale(torch.ones_like(norm))
+    names = list(means[0])
+    device = losses[0].device
+    parts = [torch.stack([losses[i], *(means[i][name] for name in names)]) * shares[i] for i in range(len(losses))]
+    known = torch.tensor([float(asked), *map(float, astuple(own))]).to(device, non_blocking=True)
+    numbers = torch.cat([known, (norm / accelerator.num_processes).reshape(1).to(device), sum(parts)])
+    numbers = accelerator.reduce(numbers, reduction="sum").tolist()  # the step's one wait
+    stopping, weight, *counts, length, loss = numbers[: len(numbers) - len(names)]
+    size = Size(weight, *map(int, counts))
+    return loss, dict(zip(names, numbers[len(numbers) - len(names) :], strict=True)), length, size, stopping > 0
+
+
+def _move(
+    optimizer: torch.optim.Optimizer,
+    weights: Sequence[Tensor],
+    norm: Tensor,
+    max_grad_norm: float | None,
+    scaler: torch.amp.GradScaler | None,
+) -> bool:
+    """Clip and move; return False where the scaler kept the optimizer from it. norm: of the gradients as they are."""
+    if scaler is not None:
+        norm = norm / scaler.scale(torch.ones_like(norm))
+        scaler.unscale_(optimizer)
+    if max_grad_norm is not None:
+        nn.utils.clip_grads_with_norm_(weights, max_grad_norm, norm)
+    if scaler is None:
         optimizer.step()
-        optimizer.zero_grad()
-    return StepReport(mean, loss, padding / cells, stopping > 0)
-
-
-def _backward(model: torch.nn.Module, batch: Batch, share: Tensor, accelerator: Accelerator) -> Tensor:
-    loss = model(batch)
-    # the gradient is averaged over processes afterwards, hence their number
-    accelerator.backward(loss * (share * accelerator.num_processes))
-    return loss.detach()
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return a batch with its tensors on `device`."""
-    return batch.each(lambda tensor: tensor.to(device, non_blocking=True))
+        return True
+    scale = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    return scaler.get_scale() >= scale

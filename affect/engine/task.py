@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor, nn
 
+    from affect.core.config import RunSettings
     from affect.engine.stop import StopRequest
+
+Weights = dict[str, dict[str, "Tensor"]]
+"""File stem -> name -> tensor, whole and in main memory."""
 
 
 @dataclass(frozen=True)
@@ -34,27 +38,37 @@ class Watched:
     score: str
     higher: bool = False
     """Whether more of it is better."""
+    told: str = ""
+    """Its name in sentences."""
 
 
 class Task(Protocol):
-    """What is trained, on what, and what is kept of it."""
+    """What is trained, on what, and what is kept of it.
 
-    name: str
-    run: Any
-    """Settings that all tasks share (`affect.core.config.RunSettings`)."""
-    settings: dict[str, Any]
-    """The resolved configuration as plain values, section -> key -> value: written down, and compared on resume."""
+    A step is a move of the optimizer; it reads run.gradient_accumulation_steps batches in each process. An epoch
+    is the steps between two validations.
+    """
+
+    run: RunSettings
     model: nn.Module
+    """On the device or not; compiled where that is asked for. Weights with requires_grad are trained."""
     watched: Watched
+    noun: str
+    """What samples are called in errors: clips, images, records."""
+    validates_first: bool
+    """Whether the scores before the first step are wanted, too."""
 
     def steps_per_epoch(self, processes: int) -> int:
-        """Return how many moves of the optimizer an epoch has."""
+        """Return how many steps an epoch has."""
 
-    def batches(self, first: int, last: int, accelerator: Accelerator) -> Iterator[Any]:
-        """Return this process's batches, accumulation of them for each of the steps `first` to `last` - 1."""
+    def total_steps(self, processes: int) -> int:
+        """Return how many steps the run has; the last epoch may be shorter than the others."""
+
+    def batches(self, first: int, last: int, accelerator: Accelerator) -> Generator[Any]:
+        """Return this process's batches for the steps `first` to `last` - 1; closing them ends their workers."""
 
     def to_device(self, batch: Any, device: Any, seed: tuple[int, ...]) -> Any:
-        """Return a batch on a device, changed as training wants it: a pure function of seed, step, process, number."""
+        """Return a batch on a device, mixed where the task mixes; seed: run's, step, process, number of the batch."""
 
     def size(self, batch: Any) -> Size:
         """Return how much a batch in main memory holds."""
@@ -63,19 +77,32 @@ class Task(Protocol):
         """Return the names of a batch's samples."""
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean loss of a batch, and other means over it by name."""
+        """Return the mean loss of a batch on the device, and other means over it by name."""
+
+    def flops(self, size: Size) -> float:
+        """Return about how many operations a step on a batch takes, forward and backward; 0 where that is not known."""
 
     def validate(self, model: nn.Module, accelerator: Accelerator, stop: StopRequest) -> dict[str, float] | None:
-        """Return scores `val_*` of the network to keep, empty where nothing is held out; None when asked to stop."""
+        """Return scores `val_*`, the same on every process, empty where nothing is held out; None when asked to stop.
 
-    def weights(self, model: nn.Module) -> dict[str, dict[str, Tensor]]:
-        """Return file stem -> weights, whole and in main memory; every process takes part."""
+        `model` is the one to call; it and `self.model` hold the moving average where there is one.
+        """
 
-    def save(self, folder: Path, weights: dict[str, dict[str, Tensor]]) -> None:
+    def weights(self) -> Weights:
+        """Return what a checkpoint keeps of the model; every process takes part."""
+
+    def save(self, folder: Path, weights: Weights) -> None:
         """Write what a checkpoint holds beside the engine's own files; the main process does it."""
 
-    def load(self, folder: Path) -> None:
-        """Take the weights of a checkpoint (raises ValueError naming the first that do not fit)."""
+    def load(self, checkpoint: Path) -> None:
+        """Take the weights that `save` wrote (raises ValueError naming the first that do not fit)."""
 
-    def end_epoch(self, folder: Path, checkpoint: Path, scores: dict[str, float], best: bool, last: bool) -> None:
-        """Write what the run's folder holds beside checkpoints and curves; the main process does it."""
+    def begin(self, folder: Path, checkpoint: Path | None) -> None:
+        """Write what the run's folder holds from the start; the main process does it, before the first step."""
+
+    def end_epoch(self, folder: Path, weights: Weights, history: list[dict[str, Any]], best: bool, last: bool) -> None:
+        """Write what the run's folder holds beside checkpoints and curves; the main process does it.
+
+        Called before the epoch's checkpoint is written, and again for an epoch that was not kept. history: an entry
+        an epoch with epoch, step, lr, train_loss and other means, and the scores (None where one is not a number).
+        """

@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
@@ -158,6 +158,7 @@ class ImagesConfig(Section):
 
 
 class FerRunConfig(Section):
+    fsdp: ClassVar[bool] = False
     """How long, how fast and where to train."""
 
     epochs: int = Field(30, gt=0)

@@ -13,9 +13,9 @@ import torch
 import yaml
 
 from affect.core.files import atomic_write
-from affect.engine.run_folder import FoundRun, choose_folder, differing_keys
 from affect.expressions.config import FerConfig, load_fer_config, parse_fer_config
 from affect.expressions.history import Entry, end_reason, read_history, watched
+from affect.expressions.run_folder import FoundRun, choose_folder, differing_keys
 
 logger = logging.getLogger(__name__)
 

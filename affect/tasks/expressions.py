@@ -29,10 +29,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from affect.core.failures import write_failures
 from affect.core.plots import draw_confusion
-from affect.engine.curves import HD_EVERY, TrainingVisualizer
 from affect.engine.launch import check_trackers, start_accelerator, start_trackers
 from affect.engine.stop import StopRequest
 from affect.expressions.config import FerConfig, load_fer_config
+from affect.expressions.curves import HD_EVERY, TrainingVisualizer
 from affect.expressions.evaluation import Evaluation, evaluate, joined
 from affect.expressions.history import Entry, best_entry, draw_scores, end_reason, history_entry, watched, write_history
 from affect.expressions.image_set import ImageSet, check_images, open_images

@@ -9,11 +9,12 @@ from peft import get_peft_model_state_dict
 
 from affect.cli import convert_checkpoint
 from affect.core.layouts import LAYOUTS
-from affect.data.config import load_config
-from affect.engine.checkpoint import find_checkpoint, load_weights, read_config, read_state
+from affect.data.config import load_config, read_config
+from affect.engine.checkpoint import find_checkpoint, read_state
 from affect.models.affectgpt import build_affectgpt, fusion_shapes
 from affect.models.llm import load_llm
 from affect.models.reference_keys import adapter_to_reference, fusion_to_reference
+from affect.models.saved import load_weights
 
 LAYOUT = "multiface_audio_face_au_text"
 

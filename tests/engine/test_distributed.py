@@ -38,7 +38,7 @@ def runs(tmp_path_factory, tiny_llm):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AffectGPT, "train", without_dropout)
         run(folder / "one.yaml")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launcher, str(Path(__file__).parents[1] / "two_processes.py"), str(folder)],
         cwd=folder,

@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from transformers import Qwen2Model
 
 import affect.engine.launch
-import affect.tasks
+import affect.engine.loop
+import affect.tasks.affectgpt
 from affect.cli import train
 from affect.data.config import ConfigError, RunConfig, load_config
+from affect.data.dataset import open_datasets
 from affect.engine.checkpoint import find_checkpoint, list_checkpoints
 from affect.engine.launch import check_trackers, start_accelerator
 from affect.engine.sharding import sharding_plugin
@@ -30,7 +32,7 @@ def nothing_loads(monkeypatch):
     def loaded(*arguments):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(train, "build_affectgpt", loaded)
+    monkeypatch.setattr(affect.tasks.affectgpt, "build_affectgpt", loaded)
 
 
 def test_a_device_that_does_not_exist_is_refused_before_anything_is_loaded(tiny_world, tmp_path, nothing_loads):
@@ -119,6 +121,7 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded(
     ("content", "agent"),
     [
         ({"model_name_or_path": "Qwen/Qwen2.5-7B-Instruct", "stage": "sft"}, True),
+        ({"task": "au_agent"}, True),
         ({"model": {"arch": "affectgpt"}}, False),
         ({"model": None}, False),
         (["model"], False),
@@ -140,9 +143,9 @@ def test_features_made_on_the_fly_and_missing_sentences_are_asked_for_before_tra
     tiny_world, tmp_path, monkeypatch
 ):
     asked = []
-    (dataset,) = train.open_datasets(tiny_world, "train")
+    (dataset,) = open_datasets(tiny_world, "train")
     stores = {"toy": dataset.store}
-    monkeypatch.setattr("extractors.run.live.live_stores", lambda config, device: asked.append(device) or stores)
+    monkeypatch.setattr("affect.cli.live.live_stores", lambda config, device: asked.append(device) or stores)
     monkeypatch.setattr("affect.cli.au_fill.fill_sentences", lambda config, split: asked.append(split))
     tiny_world.model.use_au_agent, tiny_world.model.skip_encoders = True, False
     tiny_world.datasets["toy"].use_preextracted_features = False
@@ -160,7 +163,7 @@ def test_a_scalers_state_goes_through_the_checkpoint(tiny_world, tmp_path, monke
         accelerator.scaler = torch.amp.GradScaler(device="cpu", init_scale=1024.0, growth_interval=5)
         return accelerator
 
-    monkeypatch.setattr(train, "start_accelerator", scaled)
+    monkeypatch.setattr(affect.engine.loop, "start_accelerator", scaled)
     loaded = []
     original = torch.amp.GradScaler.load_state_dict
     monkeypatch.setattr(

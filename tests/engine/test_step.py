@@ -12,56 +12,57 @@ from affect.data.lengths import text_lengths
 from affect.data.prompts import load_prompts
 from affect.data.sampling import Draw
 from affect.engine.checkpoint import find_checkpoint
-from affect.engine.loop import build_optimizer
-from affect.engine.step import total_tokens, training_step
+from affect.engine.metrics import read_metrics
+from affect.engine.step import training_step
+from affect.engine.trainer import build_optimizer
 from affect.models.affectgpt import build_affectgpt
+from affect.tasks.affectgpt import AffectGPTTask
 from train_runs import losses, run
 
 
 @pytest.fixture
 def parts(tiny_world):
-    """Model without dropout, its samples and collator, and an accelerator on the CPU."""
+    """A task whose model has no dropout, its samples and collator, and an accelerator on the CPU."""
     datasets = open_datasets(tiny_world, "train")
     samples = TrainingSamples(datasets, load_prompts(None), query_tokens(tiny_world.model), 1)
     torch.manual_seed(0)
     model = build_affectgpt(tiny_world.model, [LAYOUTS[tiny_world.datasets["toy"].face_or_frame]]).eval()
-    return model, samples, Collator(model.tokenizer, 1024), Accelerator(cpu=True)
+    return AffectGPTTask(tiny_world, model, samples), samples, Collator(model.tokenizer, 1024), Accelerator(cpu=True)
 
 
 def test_accumulated_batches_give_the_step_of_one_large_batch(parts):
     """Each token weighs the same, however unevenly the answers' lengths fall to the batches."""
-    model, samples, collator, accelerator = parts
+    task, samples, collator, accelerator = parts
+    model = task.model
     draws = sorted((Draw(i, 0) for i in range(6)), key=lambda draw: len(samples[draw].answer))
     whole = collator([samples[draw] for draw in draws])
     halves = [collator([samples[draw] for draw in half]) for half in (draws[:3], draws[3:])]
+    assert len({task.size(batch).weight for batch in halves}) == 2  # the halves are uneven
     start = {name: weight.detach().clone() for name, weight in model.trainable().items()}
-    gradients, reported = [], []
+    gradients, reports = [], []
     for batches in ([whole], halves):
         optimizer = torch.optim.SGD(model.trainable().values(), lr=1.0)
-        totals = total_tokens(batches, accelerator)
-        assert len(set(totals.tolist())) == len(batches)  # the halves are uneven
-        reports = [
-            training_step(model, optimizer, batch, accelerator, (totals[i], totals.sum()), i + 1 == len(batches))
-            for i, batch in enumerate(batches)
-        ]
-        reported.append(sum(r.loss * t for r, t in zip(reports, totals.tolist(), strict=True)) / totals.sum().item())
+        reports.append(training_step(task, model, optimizer, batches, accelerator))
         gradients.append({name: start[name] - weight.detach() for name, weight in model.trainable().items()})
         model.load_state_dict(start, strict=False)
-    assert reported[0] == pytest.approx(reported[1], abs=1e-5)
+    assert reports[0].loss == pytest.approx(reports[1].loss, abs=1e-5)
+    assert reports[0].grad_norm == pytest.approx(reports[1].grad_norm, rel=1e-3)
+    assert (reports[1].size.samples, reports[1].size.weight) == (6, task.size(whole).weight)
     largest = max(gradient.abs().max() for gradient in gradients[0].values())
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5 * largest.item(), msg=name)
 
 
 def test_a_loss_that_is_not_finite_moves_nothing(parts):
-    model, samples, collator, accelerator = parts
+    task, samples, collator, accelerator = parts
     batch = collator([samples[Draw(0, 0)]])
     batch.features = {stream: features * float("nan") for stream, features in batch.features.items()}
-    optimizer = build_optimizer(model, RunConfig(init_lr=1.0))
-    before = {name: weight.detach().clone() for name, weight in model.trainable().items()}
-    report = training_step(model, optimizer, batch, accelerator)
+    optimizer = build_optimizer(list(task.model.trainable().values()), RunConfig(init_lr=1.0))
+    before = {name: weight.detach().clone() for name, weight in task.model.trainable().items()}
+    report = training_step(task, task.model, optimizer, [batch], accelerator)
     assert not np.isfinite(report.loss)
-    assert all((model.trainable()[name] == weight).all() for name, weight in before.items())
+    assert not report.moved
+    assert all((task.model.trainable()[name] == weight).all() for name, weight in before.items())
 
 
 def test_a_loader_that_pins_memory_pins_every_tensor_of_a_batch(parts, monkeypatch):
@@ -77,11 +78,12 @@ def test_a_loader_that_pins_memory_pins_every_tensor_of_a_batch(parts, monkeypat
 
 
 def test_padding_is_counted(parts):
-    model, samples, collator, accelerator = parts
+    task, samples, collator, accelerator = parts
     batch = collator([samples[Draw(i, 0)] for i in range(8)])
-    report = training_step(model, build_optimizer(model, RunConfig()), batch, accelerator)
-    assert report.padding == pytest.approx(1 - batch.attention_mask.float().mean().item())
-    assert 0 < report.padding < 1
+    optimizer = build_optimizer(list(task.model.trainable().values()), RunConfig())
+    size = training_step(task, task.model, optimizer, [batch], accelerator).size
+    assert size.padding / size.cells == pytest.approx(1 - batch.attention_mask.float().mean().item())
+    assert 0 < size.padding < size.cells == size.padding + size.tokens
 
 
 def test_lengths_known_beforehand_are_those_of_the_samples(parts):
@@ -102,7 +104,7 @@ def test_buckets_leave_less_padding_and_the_log_says_how_much(tiny_world, tmp_pa
         mixed = run(tiny_world, tmp_path)
         tiny_world.run.output_dir = str(tmp_path / "bucketed")
         bucketed = run(tiny_world, tmp_path, "run.bucket_by_length=True")
-    shares = [np.load(find_checkpoint(folder) / "curves.npz")["paddings"].mean() for folder in (mixed, bucketed)]
+    shares = [np.mean([step["padding"] for step in read_metrics(folder)[0]]) for folder in (mixed, bucketed)]
     assert shares[1] < 0.6 * shares[0]
     assert sum("mean loss" in line and ", padding " in line for line in caplog.messages) == 4
 

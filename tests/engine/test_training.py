@@ -6,19 +6,15 @@ import pytest
 from safetensors.torch import load_file
 
 import affect.engine.loop
+import affect.engine.trainer
 from affect.answer.answerer import load_answerer
 from affect.cli import train
-from affect.data.config import save_config
+from affect.data.config import read_config, save_config
 from affect.data.dataset import open_datasets
-from affect.engine.checkpoint import (
-    find_checkpoint,
-    list_checkpoints,
-    load_weights,
-    read_config,
-    read_state,
-    run_folder,
-)
+from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_state
+from affect.engine.run_folder import choose_folder
 from affect.features.store import FeatureError
+from affect.models.saved import load_weights
 from train_runs import assert_same_run, kill_at, losses, run
 
 
@@ -42,6 +38,7 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(tiny_world, tmp_pat
     tiny_world.run.log_every = 1
     if "[2]" in line:
         tiny_world.run.bucket_by_length, tiny_world.run.gradient_accumulation_steps = True, 3
+        tiny_world.run.ema = 0.9
     whole = run(tiny_world, tmp_path)
     tiny_world.run.output_dir = str(tmp_path / "broken")
     kill_at(tiny_world, tmp_path, line)
@@ -89,10 +86,10 @@ def test_two_runs_of_one_minute_have_folders_of_their_own(tiny_world, tmp_path, 
 def test_a_run_from_an_asked_checkpoint_goes_on_from_its_own_when_stopped(tiny_world, tmp_path):
     first = list_checkpoints(run(tiny_world, tmp_path))[0]
     tiny_world.run.output_dir = str(tmp_path / "second")
-    _, start = run_folder(parse_options(tiny_world, resume_ckpt_path=str(first)), "toy.yaml")
+    _, start, _ = choose_folder(parse_options(tiny_world, resume_ckpt_path=str(first)), "toy")
     assert start == first
     folder = run(tiny_world, tmp_path, f"run.resume_ckpt_path={first}")
-    _, start = run_folder(parse_options(tiny_world, resume_ckpt_path=str(first)), "toy.yaml")
+    _, start, _ = choose_folder(parse_options(tiny_world, resume_ckpt_path=str(first)), "toy")
     assert start == find_checkpoint(folder)
     assert len({read_state(checkpoint).epoch for checkpoint in list_checkpoints(folder)}) == len(
         list_checkpoints(folder)
@@ -164,7 +161,7 @@ def test_bad_arrays_are_found_before_training(tiny_world, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_clips_and_keeps_the_checkpoint(tiny_world, tmp_path, monkeypatch):
-    monkeypatch.setattr(affect.engine.loop, "learning_rate", lambda step, settings: 1e-3 if step < 5 else 1e30)
+    monkeypatch.setattr(affect.engine.loop, "learning_rate", lambda step, *rest: 1e-3 if step < 5 else 1e30)
     with pytest.raises(FloatingPointError, match=r"step [67]: the loss is .* on clips c\d"):
         run(tiny_world, tmp_path)
     (kept,) = list_checkpoints(tmp_path / "run")
@@ -174,15 +171,15 @@ def test_a_loss_that_is_not_finite_names_the_clips_and_keeps_the_checkpoint(tiny
 
 def test_weights_that_are_not_finite_are_not_written(tiny_world, tmp_path, monkeypatch):
     """The last step of an epoch can have a finite loss and a gradient that is not."""
-    step, count = affect.engine.loop.training_step, iter(range(10**6))
+    step, count = affect.engine.trainer.training_step, iter(range(10**6))
 
-    def broken_step(model, *arguments, **settings):
-        report = step(model, *arguments, **settings)
+    def broken_step(task, *arguments):
+        report = step(task, *arguments)
         if next(count) == 7:
-            next(iter(model.trainable().values())).data.fill_(float("nan"))
+            next(iter(task.model.trainable().values())).data.fill_(float("nan"))
         return report
 
-    monkeypatch.setattr(affect.engine.loop, "training_step", broken_step)
+    monkeypatch.setattr(affect.engine.trainer, "training_step", broken_step)
     with pytest.raises(FloatingPointError, match=r"step 8: weights are not finite \(\S+ and 0 more\)"):
         run(tiny_world, tmp_path)
     (kept,) = list_checkpoints(tmp_path / "run")

@@ -9,7 +9,7 @@ from train_runs import losses, run
 
 
 def val_losses(checkpoint):
-    return np.load(checkpoint / "curves.npz")["val_losses"]
+    return [entry["val_loss"] for entry in read_state(checkpoint).history]
 
 
 def test_the_loss_of_the_held_out_split_is_written_after_every_epoch(tiny_world, tmp_path, caplog):
@@ -18,7 +18,7 @@ def test_the_loss_of_the_held_out_split_is_written_after_every_epoch(tiny_world,
     states = [read_state(checkpoint) for checkpoint in list_checkpoints(folder)]
     np.testing.assert_array_equal(val_losses(find_checkpoint(folder)), [state.val_loss for state in states])
     best = min(states, key=lambda state: state.val_loss)
-    assert (states[-1].best_epoch, states[-1].best_loss) == (best.epoch, best.val_loss)
+    assert (states[-1].best_epoch, states[-1].best_score) == (best.epoch, best.val_loss)
 
 
 def test_validation_changes_nothing_of_the_training(tiny_world, tmp_path):

@@ -15,12 +15,13 @@ from affect.cli import convert_checkpoint
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Batch, Clip, Modality
 from affect.data.collate import Collator
+from affect.data.config import read_config
 from affect.data.dataset import make_sample, query_tokens
 from affect.data.prompts import load_prompts
-from affect.engine.checkpoint import load_weights, read_config
 from affect.models.affectgpt import AffectGPT, build_affectgpt
 from affect.models.llm import answer_logits
 from affect.models.reference_keys import LLM, adapter_to_reference, fusion_to_reference
+from affect.models.saved import load_weights
 
 WEIGHTS = {
     "attention_face": "attention_face",

@@ -1,0 +1,55 @@
+"""Weights of AffectGPT in a checkpoint's folder.
+
+fusion.safetensors   branches, pre-fusion and feature statistics
+adapter/             the LoRA adapter, as PEFT reads it
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from affect.models.affectgpt import AffectGPT
+
+
+def save_weights(folder: Path, model: AffectGPT, fusion: dict[str, Tensor], adapter: dict[str, Tensor]) -> None:
+    """Write the weights of everything but the language model, and of the adapter."""
+    save_file(fusion, folder / "fusion.safetensors")
+    model.llm.save_pretrained(folder / "adapter", state_dict=adapter)
+
+
+def load_weights(checkpoint: Path, model: AffectGPT) -> None:
+    """Load fusion weights and LoRA adapter into a model of the same shape.
+
+    Raises ValueError naming the first weights that do not fit.
+    """
+    fusion = _read_weights(checkpoint / "fusion.safetensors")
+    _require_same(fusion, model.fusion_state(), checkpoint / "fusion.safetensors")
+    adapter = _read_weights(checkpoint / "adapter" / "adapter_model.safetensors")
+    _require_same(adapter, get_peft_model_state_dict(model.llm), checkpoint / "adapter")
+    model.load_state_dict(fusion, strict=False)
+    set_peft_model_state_dict(model.llm, adapter)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: expected weights of a checkpoint, but they cannot be read ({error})") from None
+
+
+def _require_same(found: dict[str, Tensor], expected: dict[str, Tensor], where: Path) -> None:
+    faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    faults += [f"{name} is not in the model" for name in sorted(found.keys() - expected.keys())]
+    faults += [
+        f"{name} is {list(found[name].shape)}, expected {list(expected[name].shape)}"
+        for name in sorted(found.keys() & expected.keys())
+        if found[name].shape != expected[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise ValueError(f"{where}: the checkpoint does not fit the config: {faults[0]}{more}; use its own config.yaml")
