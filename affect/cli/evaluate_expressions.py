@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from affect.core.failures import Failure, write_failures
+from affect.core.failures import write_failures
 from affect.core.plots import draw_bars, draw_confusion
 from affect.evaluate.classification import class_rows, classification_scores, confusion
 from affect.evaluate.errors import require_names
@@ -87,7 +87,9 @@ def network_report(args: argparse.Namespace) -> Report:
         model, image_set, args.batch_size, device, args.num_workers, flip=args.flip, multi_label=card.multi_label
     )
     failures = [*image_set.failures, *found.failures]
-    list_failures(args, failures)
+    file = (args.pictures or (args.out.parent if args.out else OUTPUT)) / "failures.csv"
+    if write_failures(file, failures, empty=False):
+        print(f"{len(failures)} images or folders could not be used: {file}", file=sys.stderr)
     if not found.names:
         raise ValueError(f"{images.data_root}: none of the {len(image_set)} images can be read; see failures.csv")
     scores = expression_scores(found, card.classes, card.multi_label)
@@ -143,21 +145,12 @@ def open_split(args: argparse.Namespace, images: ImagesConfig, card: ModelCard) 
     return sets[split]
 
 
-def list_failures(args: argparse.Namespace, failures: list[Failure]) -> None:
-    """Write failures.csv and say where it is; without failures take away that of a run before."""
-    file = (args.pictures or (args.out.parent if args.out else OUTPUT)) / "failures.csv"
-    if write_failures(file, failures, empty=False):
-        print(f"{len(failures)} images or folders could not be used: {file}", file=sys.stderr)
-
-
 def draw_samples(args: argparse.Namespace, image_set: ImageSet, found: Evaluation, card: ModelCard, title: str) -> None:
     """Draw the gallery, and write its faces as single pictures, too."""
     from affect.expressions.gallery import draw_gallery, surest_cases, write_samples
 
-    places = {name: i for i, name in enumerate(image_set.names)}
-
     def read(name: str) -> np.ndarray:
-        return image_set.raw(places[name])
+        return image_set.raw(image_set.names.index(name))
 
     cases = surest_cases(found, card.classes, card.multi_label, args.gallery)
     draw_gallery(args.pictures / "gallery.png", cases, read, title)

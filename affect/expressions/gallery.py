@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +47,8 @@ class Case:
 
 def surest_cases(evaluation: Evaluation, classes: Sequence[str], multi_label: bool, most: int) -> list[Case]:
     """Return at most `most` right and as many wrong cases of each true class, the surest first."""
-    cases = [
-        _case(evaluation, i, classes, multi_label)
-        for i in range(len(evaluation.names))
-        if np.isfinite(evaluation.probabilities[i]).all()
-    ]
+    finite = np.isfinite(evaluation.probabilities).all(axis=1)
+    cases = [_case(evaluation, i, classes, multi_label) for i in np.flatnonzero(finite)]
     cases.sort(key=lambda case: -case.probability)
     return [
         case
@@ -79,24 +76,26 @@ def draw_gallery(path: Path, cases: Sequence[Case], read: Callable[[str], np.nda
     """
     if not cases:
         raise ValueError("no cases to draw: expected an evaluation of at least one image")
+    shown: dict[tuple[str, bool], list[Case]] = defaultdict(list)
+    for case in cases:
+        shown[case.row, case.right].append(case)
     rows = list(dict.fromkeys(case.row for case in cases))
-    per_row = Counter((case.row, case.right) for case in cases)
-    sides = {right: max(per_row[row, right] for row in rows) for right in (True, False)}
-    columns = sum(sides.values())
-    size = (1.65 * columns + 0.9, 2.15 * len(rows) + 0.7)
-    figure, grid = new_figure(size, len(rows), columns, squeeze=False)
+    right, wrong = (max(len(shown[row, kind]) for row in rows) for kind in (True, False))
+    size = (1.65 * (right + wrong) + 0.9, 2.15 * len(rows) + 0.7)
+    figure, grid = new_figure(size, len(rows), right + wrong, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for line, row in zip(grid, rows, strict=True):
-        for right, first in ((True, 0), (False, sides[True])):
-            shown = [case for case in cases if case.row == row and case.right == right]
-            for axes, case in zip(line[first:], shown, strict=False):
-                _draw_case(axes, case, read(case.name))
+        for axes, case in [
+            *zip(line, shown[row, True], strict=False),
+            *zip(line[right:], shown[row, False], strict=False),
+        ]:
+            _draw_case(axes, case, read(case.name))
         line[0].text(-0.12, 0.5, row, rotation=90, ha="right", va="center", transform=line[0].transAxes, weight="bold")
-    if sides[True]:
+    if right:
         grid[0][0].set_title("surest right", loc="left", fontsize=10, color=_RIGHT)
-    if sides[False]:
-        grid[0][sides[True]].set_title("surest wrong", loc="left", fontsize=10, color=_WRONG)
+    if wrong:
+        grid[0][right].set_title("surest wrong", loc="left", fontsize=10, color=_WRONG)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.12 / len(rows)))
     return save_figure(figure, path, dpi=110)

@@ -65,7 +65,7 @@ def test_the_report_says_what_was_scored_and_shows_every_class():
     assert [row["label"] for row in report.content["per_label"]] == list(CLASSES)
     assert len(report.content["calibration"]) == 15
     expressions, labels, calibration = report.tables
-    assert expressions.rows[0][-2:] == ["0.7000", 6] and expressions.note == "note"
+    assert list(expressions.rows[0].values())[-2:] == ["0.7000", 6] and expressions.note == "note"
     assert len(labels.rows) == 3 and len(calibration.rows) == 4  # bins without answers are not shown
 
 
