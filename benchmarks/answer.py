@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from affect.answer.answerer import Answerer, inference_device
+from affect.answer.answerer import Answerer
+from affect.answer.loading import inference_device
 from affect.core.layouts import LAYOUTS
 from affect.data.config import Config
 from affect.data.dataset import ClipDataset, open_datasets
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         device = inference_device(config.inference)
         layouts = [LAYOUTS[section.face_or_frame] for section in config.datasets.values()]
         torch.manual_seed(0)
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         model = build_affectgpt(config.model, layouts, torch.bfloat16 if half else torch.float32).to(device).eval()
         (dataset,) = open_datasets(config, "test")
         _answer(model, config, dataset, args.batch_size, limit=args.batch_size)  # first calls choose kernels
@@ -66,7 +67,7 @@ def _answer(
     """Answer a data set, or its first clips, and time it."""
     config = config.model_copy(deep=True)
     config.inference.batch_size = batch_size
-    answerer = Answerer(model, config, dataset.config.face_or_frame)
+    answerer = Answerer(model, config, dataset.config.face_or_frame, model.generate)
     answers, sizes = [], []
     answerer.look = lambda batch: sizes.append((int(batch.attention_mask.sum()), batch.attention_mask.numel()))
     start = time.perf_counter()

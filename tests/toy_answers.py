@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from affect.answer.answerer import Answerer
+from affect.answer.loading import check_layout, load_model
 from affect.cli import train
 from affect.data.config import Config, save_config
 
@@ -14,6 +16,13 @@ def train_tiny(config: Config, folder: Path, epochs: int = 1) -> Path:
     save_config(config, folder / "train.yaml")
     train.main(["--cfg-path", str(folder / "train.yaml")])
     return evaluation_file(folder)
+
+
+def load_answerer(config: Config, checkpoint: Path, layout: str) -> Answerer:
+    """Return the model of a checkpoint, ready to answer in a layout."""
+    check_layout(config, checkpoint, layout)
+    model = load_model(config, checkpoint)
+    return Answerer(model, config, layout, model.generate)
 
 
 def evaluation_file(folder: Path) -> Path:

@@ -27,6 +27,15 @@ _RAW = ("video_root", "audio_root", "face_root")
 _MANY = re.compile(r"(\d+)-(\d+)")
 
 
+def ckpt_root(config: Config, cfg_path: str) -> str:
+    """Return where the checkpoint is (raises ConfigError when the file does not say)."""
+    if config.inference.ckpt_root is None:
+        raise ConfigError(
+            f"{cfg_path}: inference.ckpt_root: expected the folder of a run, found nothing; or give --ckpt"
+        )
+    return config.inference.ckpt_root
+
+
 def find_checkpoints(root: str | Path, inference: InferenceConfig) -> list[Path]:
     """Return the checkpoints that are to answer, oldest first: one, or those of `test_epochs`.
 

@@ -14,67 +14,34 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
-
-from affect.answer.answerer import (
-    Answerer,
-    check_features,
-    check_layout,
-    inference_device,
-    load_model,
-    use_checkpoint,
-    with_action_units,
-)
-from affect.answer.attention import AttentionWriter, check_attention
-from affect.answer.files import (
-    LABELS,
-    REASONING,
-    Answer,
-    answer_settings,
-    answers_path,
-    put_answer,
-    resume_answers,
-    write_answers,
-    write_npz,
-)
-from affect.answer.setup import answered_datasets, find_checkpoints, trained_config
-from affect.answer.vllm import VllmWriter
 from affect.cli import answer_clip
-from affect.cli.au_fill import fill_sentences
-from affect.cli.live import open_store, warn_of_other_faces
-from affect.core.au_json import AuAnalysis, find_au_json, read_au_json
-from affect.core.layouts import LAYOUTS
-from affect.core.schema import Modality
-from affect.data.config import Config, ConfigError, DatasetConfig, load_config
-from affect.data.dataset import ClipDataset
-from affect.data.known_datasets import dataset_name
-from affect.data.manifest import read_clips
-from affect.expressions.config import is_fer_config
-from affect.models.affectgpt import AffectGPT
-from extractors.run.live import LiveFeatures
+
+if TYPE_CHECKING:  # --help opens at once
+    from rich.console import Console
+
+    from affect.data.config import Config, DatasetConfig
+    from affect.data.dataset import ClipDataset
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Wire configuration, checkpoints, clips and answers together; return the exit code."""
+    """Wire configuration, checkpoints, clips and answers together; return the exit code: 1 where some clips failed."""
     if asks_for_expressions(arguments):
         from affect.cli import expressions
 
         return expressions.main(arguments)
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    given = {key: getattr(args, key) for key in ("test_epochs", "skip_epoch")}
-    flags = [f"inference.{key}={value}" for key, value in given.items() if value is not None]
-    if args.test_epochs is not None:  # what is typed counts before the file's one epoch
-        flags.append("inference.test_epoch=null")
-    asked = load_config(args.cfg_path, [*args.options, *flags])
+    from rich.console import Console
+
+    from affect.answer.attention import check_attention
+    from affect.answer.loading import check_layout, inference_device
+    from affect.answer.setup import answered_datasets, ckpt_root, find_checkpoints, trained_config
+    from affect.data.config import load_config
+
+    asked = load_config(args.cfg_path, options_of(args))
     asked.inference.device, asked.inference.gpu = str(inference_device(asked.inference)), None
     checkpoints = find_checkpoints(args.ckpt or ckpt_root(asked, args.cfg_path), asked.inference)
     config = trained_config(asked, checkpoints[-1], args.cfg_path)
@@ -83,24 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
         check_layout(config, checkpoints[-1], section.face_or_frame)
         if args.attention:
             check_attention(config.model, section.face_or_frame)
-    console = Console()
     if args.video:
-        section = next(iter(sections.values()))
-        model = load_model(config, checkpoints[-1])
-        answerer = Answerer(model, config, section.face_or_frame, writer_of(config, model, checkpoints[-1]))
-        folder = Path(config.inference.base_root)
-        if args.attention:
-            answerer.look = AttentionWriter(model, folder / "clips-attention")
-        answer = answer_clip.answer_clip(args, answerer, section, LABELS if args.no_reasoning else REASONING)
-        show(console, answer)
-        put_answer(folder / "clips.jsonl", answer)
-        return 0
-    datasets = open_datasets(config, sections)
-    return answer_datasets(args, config, checkpoints, datasets, console)
+        return answer_one_clip(args, config, checkpoints[-1], next(iter(sections.values())), Console())
+    return answer_datasets(args, config, checkpoints, open_datasets(config, sections), Console())
 
 
 def asks_for_expressions(arguments: list[str] | None) -> bool:
     """Tell whether the configuration on the command line is one of the image track."""
+    from affect.expressions.config import is_fer_config
+
     peek = argparse.ArgumentParser(add_help=False)
     peek.add_argument("--cfg-path", default="")
     return is_fer_config(peek.parse_known_args(arguments)[0].cfg_path)
@@ -126,13 +84,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def ckpt_root(config: Config, cfg_path: str) -> str:
-    """Return where the checkpoint is (raises ConfigError when the file does not say)."""
-    if config.inference.ckpt_root is None:
-        raise ConfigError(
-            f"{cfg_path}: inference.ckpt_root: expected the folder of a run, found nothing; or give --ckpt"
-        )
-    return config.inference.ckpt_root
+def options_of(args: argparse.Namespace) -> list[str]:
+    """Return what the command line sets over the file; what is typed counts before the file's one epoch."""
+    given = {key: getattr(args, key) for key in ("test_epochs", "skip_epoch")}
+    flags = [f"inference.{key}={value}" for key, value in given.items() if value is not None]
+    return [*args.options, *flags, *(["inference.test_epoch=null"] if args.test_epochs is not None else [])]
 
 
 def open_datasets(config: Config, sections: dict[str, DatasetConfig]) -> list[ClipDataset]:
@@ -140,6 +96,16 @@ def open_datasets(config: Config, sections: dict[str, DatasetConfig]) -> list[Cl
 
     AU sentences that are missing are made first, where the configuration wants that.
     """
+    from affect.answer.datasets import check_features
+    from affect.cli.au_fill import fill_sentences
+    from affect.cli.live import open_store, warn_of_other_faces
+    from affect.core.layouts import LAYOUTS
+    from affect.core.schema import Modality
+    from affect.data.dataset import ClipDataset
+    from affect.data.known_datasets import dataset_name
+    from affect.data.manifest import read_clips
+    from extractors.run.live import LiveFeatures
+
     inference, model = config.inference, config.model
     realtime_au = inference.use_au_clip_realtime
     fill_sentences(config.model_copy(update={"datasets": sections}), inference.split, realtime_au)
@@ -166,94 +132,48 @@ def answer_datasets(
     args: argparse.Namespace, config: Config, checkpoints: list[Path], datasets: list[ClipDataset], console: Console
 ) -> int:
     """Answer every data set with every checkpoint, each into a file of its own; return the exit code."""
+    from affect.answer.answerer import Answerer
+    from affect.answer.datasets import answer_dataset
+    from affect.answer.files import LABELS, REASONING
+    from affect.answer.loading import load_model, open_writer, use_checkpoint
+    from affect.core.failures import write_failures
+    from affect.data.config import ConfigError
+
     if config.inference.backend == "vllm" and len(checkpoints) > 1:
         raise ConfigError(
             f"inference.backend vllm answers with one checkpoint, found {len(checkpoints)} in inference.test_epochs; "
             "run inference.py once for each test_epoch, or set backend to hf"
         )
-    failures: list[tuple[str, str]] = []
+    kind, failures = LABELS if args.no_reasoning else REASONING, {}
     model = load_model(config, checkpoints[0])
-    writer = writer_of(config, model, checkpoints[0])
+    writer = open_writer(config, model, checkpoints[0])
     for checkpoint in checkpoints:
         if checkpoint != checkpoints[0]:
             use_checkpoint(model, checkpoint)
         for dataset in datasets:
             answerer = Answerer(model, config, dataset.config.face_or_frame, writer)
-            failures += answer_dataset(args, answerer, checkpoint, dataset, console)
-    return report_failures(list(dict.fromkeys(failures)), config, console)
-
-
-def writer_of(config: Config, model: AffectGPT, checkpoint: Path) -> VllmWriter | None:
-    """Return what writes the answers in the model's stead, if anything."""
-    if config.inference.backend == "hf":
-        return None
-    return VllmWriter(model, checkpoint, config.inference.max_new_tokens)
-
-
-def answer_dataset(
-    args: argparse.Namespace, answerer: Answerer, checkpoint: Path, dataset: ClipDataset, console: Console
-) -> list[tuple[str, str]]:
-    """Answer the clips of a data set that have no answer yet; return those that could not be answered, and why."""
-    kind, config = LABELS if args.no_reasoning else REASONING, answerer.config
-    answerer.check_prompt(dataset, kind)
-    path = answers_path(config.inference.base_root, dataset.name, checkpoint, kind)
-    settings = answer_settings(config, dataset.config, checkpoint, answerer.prompts, kind)
-    done = resume_answers(path, settings, args.overwrite)
-    left = replace(dataset, clips=[clip for clip in dataset.clips if clip.name not in done])
-    if args.attention:
-        answerer.look = AttentionWriter(answerer.model, path.with_name(f"{checkpoint.name}-attention"), args.show)
-        answerer.look.count_unseen(done)
-    live = isinstance(left.store, LiveFeatures)
-    with left.store.ahead([clip.name for clip in left.clips]) if live else nullcontext():
-        count = write_answers(path, answers_of(answerer, left, kind, console, args.show))
-    write_npz(path)
-    before = f" and {len(done)} from before" if done else ""
-    console.print(f"{count} answers{before}: {path}", soft_wrap=True)
-    return answerer.failures
-
-
-def answers_of(answerer: Answerer, dataset: ClipDataset, kind: str, console: Console, shown: int) -> Iterator[Answer]:
-    """Answer every clip of a data set, each with its action units where AU JSON is known; print the first ones."""
-    root = dataset.config.mer_factory_output
-    answers = answerer.answer_dataset(dataset, kind)
-    progress = track(answers, f"answering {dataset.name}", total=len(dataset), console=console)
-    for position, answer in enumerate(progress):
-        if root:
-            answer = with_action_units_of(root, dataset.name, answer)
-        if position < shown:
-            show(console, answer)
-        yield answer
-
-
-def report_failures(failures: list[tuple[str, str]], config: Config, console: Console) -> int:
-    """List the clips that could not be answered in a table and return the exit code."""
+            answer_dataset(answerer, dataset, checkpoint, kind, console, args.overwrite, args.attention, args.show)
+            failures |= dict.fromkeys(answerer.failures)
     path = Path(f"{config.inference.base_root}-failures.csv")
-    if not failures:
-        path.unlink(missing_ok=True)
-        return 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(failures, columns=["clip", "reason"]).to_csv(path, index=False)
-    console.print(f"{len(failures)} clips could not be answered: {path}", soft_wrap=True)
-    return 1
+    if write_failures(path, failures, "clip", empty=False):
+        console.print(f"{len(failures)} clips could not be answered: {path}", soft_wrap=True)
+    return int(bool(failures))
 
 
-def with_action_units_of(root: str, dataset: str, answer: Answer) -> Answer:
-    """Return an answer with the action units of its clip's AU JSON, if there is one."""
-    try:
-        analysis: AuAnalysis = read_au_json(find_au_json(root, dataset, answer.name))
-    except FileNotFoundError:
-        return answer
-    except ValueError as error:  # the answer does not rest on this file
-        logging.warning("%s", error)
-        return answer
-    return with_action_units(answer, analysis)
+def answer_one_clip(
+    args: argparse.Namespace, config: Config, checkpoint: Path, section: DatasetConfig, console: Console
+) -> int:
+    """Answer for the clip of --video; its answer takes the place of the one that it had; return the exit code."""
+    from affect.answer.answerer import Answerer
+    from affect.answer.attention import AttentionWriter
+    from affect.answer.datasets import show
+    from affect.answer.files import LABELS, REASONING, put_answer
+    from affect.answer.loading import load_model, open_writer
 
-
-def show(console: Console, answer: Answer) -> None:
-    """Print one answer and what it rests on."""
-    console.print(f"[bold]{escape(answer.name)}[/bold]  {escape(answer.answer)}", highlight=False)
-    units = ", ".join(f"{unit} {value:.1f}" for unit, value in list(answer.action_units.items())[:6])
-    rests = f"shown: {', '.join(answer.streams) or 'words only'}"
-    if answer.missing:
-        rests += f"; not in the clip: {', '.join(answer.missing)}"
-    console.print(f"  [dim]{rests}{f'; action units: {units}' if units else ''}[/dim]", highlight=False)
+    folder, model = Path(config.inference.base_root), load_model(config, checkpoint)
+    look = AttentionWriter(model, folder / "clips-attention") if args.attention else None
+    answerer = Answerer(model, config, section.face_or_frame, open_writer(config, model, checkpoint), look)
+    answer = answer_clip.answer_clip(args, answerer, section, LABELS if args.no_reasoning else REASONING)
+    show(console, answer)
+    put_answer(folder / "clips.jsonl", answer)
+    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -77,6 +78,11 @@ class ClipDataset:
     def features(self, index: int) -> dict[Modality, np.ndarray]:
         """Return stream -> [T, D] of one clip (raises FeatureError for a missing or mismatching array)."""
         return {stream: self.store.read(spec, self.clips[index].name) for stream, spec in self.specs.items()}
+
+    def ahead(self) -> AbstractContextManager[None]:
+        """Let encoders, where they are at work, prepare the clips before they are asked for in order."""
+        ahead = getattr(self.store, "ahead", None)
+        return ahead([clip.name for clip in self.clips]) if ahead else nullcontext()
 
     def check(self) -> None:
         """Raise FeatureError naming the first missing array of each stream, and how many more there are."""

@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from affect.answer import answerer as loading
-from affect.answer.answerer import Answerer, check_features, check_layout, inference_device, load_model
+from affect.answer import loading
+from affect.answer.answerer import Answerer
+from affect.answer.datasets import check_features
+from affect.answer.loading import check_layout, inference_device, load_model
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Modality
 from affect.data.config import InferenceConfig
@@ -32,7 +34,7 @@ def answerer(tiny_world) -> Answerer:
             if weight.dim() > 1 and ("lora" not in name or "lora_A" in name):
                 torch.nn.init.normal_(weight, std=0.4)
     tiny_world.inference.max_new_tokens = 12
-    return Answerer(model.eval(), tiny_world, layout)
+    return Answerer(model.eval(), tiny_world, layout, model.generate)
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_a_batch_of_eight_gives_the_answers_of_one_by_one(answerer, dataset, tin
 def test_sampling_follows_the_seed_and_the_clips_alone(answerer, dataset, tiny_world):
     def texts(seed: int, first: int = 0) -> list[str]:
         tiny_world.inference.do_sample, tiny_world.inference.seed = True, seed
-        sampling = Answerer(answerer.model, tiny_world, answerer.layout)
+        sampling = Answerer(answerer.model, tiny_world, answerer.layout, answerer.writer)
         part = replace(dataset, clips=dataset.clips[first:])
         return [answer.answer for answer in sampling.answer_dataset(part)]
 
@@ -73,7 +75,7 @@ def test_greedy_is_greedy_whatever_the_language_model_s_folder_says(answerer, da
     tiny_world.model.llama_model = str(folder)
     same = build_affectgpt(tiny_world.model, [LAYOUTS[answerer.layout]]).eval()
     same.load_state_dict(answerer.model.state_dict())
-    assert list(Answerer(same, tiny_world, answerer.layout).answer_dataset(dataset)) == greedy
+    assert list(Answerer(same, tiny_world, answerer.layout, same.generate).answer_dataset(dataset)) == greedy
 
 
 def test_every_batch_is_shown_before_it_is_answered(answerer, dataset):
@@ -85,7 +87,7 @@ def test_every_batch_is_shown_before_it_is_answered(answerer, dataset):
 
 
 def test_a_stand_in_may_write_the_answers(answerer, dataset):
-    answerer.generate = lambda batch, decoding: [f"{name} {decoding.max_new_tokens}" for name in batch.names]
+    answerer.writer = lambda batch, decoding: [f"{name} {decoding.max_new_tokens}" for name in batch.names]
     assert next(answerer.answer_dataset(dataset)).answer == "c0 12"
 
 
@@ -127,7 +129,7 @@ def test_a_stream_that_no_clip_has_is_refused_and_one_that_some_lack_is_not(data
     check_features(dataset)
     answered = [answer.name for answer in answerer.answer_dataset(dataset)]
     assert answered == [name for name in names_of(dataset) if name not in ("c0", "c1", "c7")]
-    assert [name for name, _ in answerer.failures] == ["c0", "c1", "c7"]
+    assert [(each.name, each.stage) for each in answerer.failures] == [(name, "answer") for name in ("c0", "c1", "c7")]
     for path in folder.glob("*.npy"):
         path.unlink()
     with pytest.raises(FeatureError, match=r"clip 'c0' has no face features: .*; 11 more clips"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from affect.answer.answerer import load_model
+from affect.answer.loading import load_model
 from affect.answer.vllm import merged_folder
 from affect.cli import answer as inference
 from affect.data.config import ConfigError

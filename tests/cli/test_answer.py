@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from affect.answer.answerer import load_model
+from affect.answer import loading
+from affect.answer.datasets import show
 from affect.answer.files import Answer
 from affect.cli import answer as inference
 from affect.core.au_json import au_json_path, write_au_json
@@ -78,8 +80,8 @@ def test_clips_that_failed_are_answered_when_their_features_are_there(trained, t
 def test_each_checkpoint_of_some_epochs_has_a_file_of_its_own(tiny_world, tmp_path, monkeypatch):
     tiny_world.run.init_lr = 0.3  # so that they answer differently
     file = train_tiny(tiny_world, tmp_path, epochs=4)
-    loaded = []
-    monkeypatch.setattr(inference, "load_model", lambda *values: loaded.append(values) or load_model(*values))
+    loaded, load_model = [], loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda *values: loaded.append(values) or load_model(*values))
     flags = ["--test_epochs", "2-4", "--skip_epoch", "2", "--options", "inference.test_epoch=1"]
     inference.main(["--cfg-path", str(file), *flags])  # what is typed counts before the file's one epoch
     assert len(loaded) == 1
@@ -102,13 +104,13 @@ def test_what_the_queries_read_is_kept_and_drawn(trained, tmp_path):
 def test_a_pre_fusion_without_queries_is_named_before_the_model_is_loaded(tiny_world, tmp_path, monkeypatch):
     tiny_world.model.multi_fusion_type = "attention"
     file = train_tiny(tiny_world, tmp_path)
-    monkeypatch.setattr(inference, "load_model", None)
+    monkeypatch.setattr(loading, "load_model", None)
     with pytest.raises(ValueError, match="--attention: expected a pre-fusion with queries"):
         inference.main(["--cfg-path", str(file), "--attention"])
 
 
 def test_features_of_another_encoder_stop_the_run_before_the_model_is_loaded(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "load_model", None)
+    monkeypatch.setattr(loading, "load_model", None)
     for sidecar in (tmp_path / "features/toy").glob("face_*/provenance.json"):
         sidecar.write_text(sidecar.read_text().replace('"encoder": "V"', '"encoder": "W"'))
     with pytest.raises(ValueError, match="encoder is 'W', but the run expects 'V'"):
@@ -131,7 +133,7 @@ def test_a_broken_au_json_costs_the_units_and_not_the_answer(trained, tmp_path):
 
 def test_answers_that_look_like_markup_are_printed_as_they_are(capsys):
     answer = Answer("a[x]", "toy", "?", "so [/laughs] happy", [], [])
-    inference.show(inference.Console(), answer)
+    show(Console(), answer)
     assert "a[x]" in (shown := capsys.readouterr().out)
     assert "[/laughs]" in shown
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from affect.answer.answerer import load_answerer
 from affect.data.config import load_config, save_config
 from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_state
 from affect.models.affectgpt import AffectGPT
 from tiny_world import save_tiny_world
+from toy_answers import load_answerer
 from train_runs import ROOT, losses
 from two_processes import run, without_dropout
 

@@ -7,7 +7,6 @@ from safetensors.torch import load_file
 
 import affect.engine.loop
 import affect.engine.trainer
-from affect.answer.answerer import load_answerer
 from affect.cli import train
 from affect.data.config import read_config, save_config
 from affect.data.dataset import open_datasets
@@ -15,6 +14,7 @@ from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_sta
 from affect.engine.run_folder import choose_folder
 from affect.features.store import FeatureError
 from affect.models.saved import load_weights
+from toy_answers import load_answerer
 from train_runs import assert_same_run, kill_at, losses, run
 
 
