@@ -7,14 +7,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
 from affect.core.files import atomic_write
 from affect.core.layouts import LAYOUTS
+from affect.core.plots import heat_map, new_figure, save_figure
 from affect.core.schema import Batch, check_name
 from affect.data.config import ModelConfig
 from affect.models.affectgpt import AffectGPT
@@ -68,8 +65,8 @@ def draw_attention(path: Path, maps: Mapping[str, np.ndarray], title: str = "") 
     shares = {stream: weights.mean(axis=(0, 1)) for stream, weights in maps.items() if weights.shape[-1]}
     together = np.concatenate(list(shares.values()), axis=1)
     queries, tokens = together.shape
-    figure, axes = plt.subplots(figsize=(2.6 + 0.3 * tokens, 1.7 + 0.26 * queries))
-    image = axes.imshow(together, vmin=0, vmax=together.max(), cmap="Blues", aspect="auto")
+    figure, axes = new_figure((2.6 + 0.3 * tokens, 1.7 + 0.26 * queries))
+    heat_map(axes, together, "share of what a query read", together.max(), aspect="auto")
     start = 0
     for stream, part in shares.items():
         if start:
@@ -81,8 +78,4 @@ def draw_attention(path: Path, maps: Mapping[str, np.ndarray], title: str = "") 
     axes.set_yticks(range(queries), range(1, queries + 1), fontsize=7)
     axes.set(xlabel="step of the stream", ylabel="query")
     axes.set_title(title, pad=34)
-    figure.colorbar(image, label="share of what a query read", fraction=0.046)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
-    return path
+    return save_figure(figure, path)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from affect.core.plots import new_figure, save_figure, whole_numbers
 from affect.engine.metrics import read_metrics
 
 SMOOTHING = 100
@@ -42,9 +39,8 @@ def draw_epoch(run_folder: Path, epoch: int, per_epoch: int, last: bool = False)
 
 def draw_curves(path: Path, steps: list[dict[str, Any]], epochs: list[dict[str, Any]], dpi: int = 150) -> None:
     """Draw rate, loss by step, and loss by epoch with the validation's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     numbers = arrays(steps, epochs)
-    figure, ((linear, log), (by_step, by_epoch)) = plt.subplots(2, 2, figsize=(13, 9))
+    figure, ((linear, log), (by_step, by_epoch)) = new_figure((13, 9), 2, 2)
     for axes, title in ((linear, "Learning rate"), (log, "Learning rate, logarithmic")):
         axes.plot(numbers["steps"], numbers["lrs"], color="tab:blue")
         axes.set(title=title, xlabel="step", ylabel="rate")
@@ -58,12 +54,11 @@ def draw_curves(path: Path, steps: list[dict[str, Any]], epochs: list[dict[str, 
         by_epoch.plot(numbers["val_epochs"], numbers["val_losses"], marker="s", color="tab:orange", label="validation")
     by_epoch.set(title="Loss by epoch, mean and deviation", xlabel="epoch", ylabel="loss")
     by_epoch.legend()
-    by_epoch.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(by_epoch)
     for axes in figure.axes:
         axes.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=dpi)
-    plt.close(figure)
+    save_figure(figure, path, dpi)
 
 
 def arrays(steps: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> dict[str, np.ndarray]:

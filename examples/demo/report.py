@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from affect.core.plots import draw_confusion
+from affect.core.plots import draw_confusion, new_figure, save_figure
 from affect.core.schema import STORED_MODALITIES, Modality
 from affect.data.config import DatasetConfig, load_config
 from affect.evaluate.answers import conclusion
@@ -197,7 +193,7 @@ def draw_sample(path: Path, frame: np.ndarray, units: pd.DataFrame, answer: str)
     """Draw a frame, the strongest action units over time and the answer below them."""
     intensities = units.filter(regex="_r$")
     strongest = intensities.max().nlargest(5).index
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=[1, 2])
+    figure, (left, right) = new_figure((9, 3.4), 1, 2, width_ratios=[1, 2])
     left.imshow(frame)
     left.axis("off")
     for column in strongest:
@@ -207,6 +203,4 @@ def draw_sample(path: Path, frame: np.ndarray, units: pd.DataFrame, answer: str)
     right.grid(alpha=0.3)
     figure.text(0.02, 0.02, textwrap.fill(answer, 110), fontsize=10)
     figure.tight_layout(rect=(0, 0.1, 1, 1))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    return save_figure(figure, path, dpi=110)
