@@ -1,7 +1,7 @@
-"""Making packs of .npy features and turning them back into files (see `affect.features.pack` for what is on disk).
+"""Packing the .npy files of a data set, and making files of what is packed (see `affect.features.packed`).
 
-A pack is only ever added to: new files go into new shards, a new index takes the old one's place by one rename, and
-what no index names is removed by the next run. So a run that is killed costs its own work and nothing else.
+Nothing is removed before it was read back equal from where it is kept instead. A run that is killed costs at most what
+it had not brought to disk yet, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -9,190 +9,145 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from array import array
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import lmdb
 import numpy as np
 from rich.progress import track
 
 from affect.core.files import atomic_write, sync_folder
 from affect.core.schema import Modality, check_name
 from affect.features.arrays import FeatureError, as_rows, check_finite, check_unit_rows, parse_npy, read_bytes
-from affect.features.pack import INDEX, PACKED, VERSION, Pack, open_pack
-from affect.features.store import SIDECAR, first_difference, read_sidecar
+from affect.features.packed import (
+    DATA,
+    PACKED,
+    Packed,
+    array_key,
+    clips,
+    find,
+    folders_of,
+    open_environment,
+    put,
+    read_head,
+    refuse_old,
+    sealed,
+    set_clip,
+    write_head,
+)
+from affect.features.provenance import SIDECAR, check_as_packed, read_sidecar
 
-ALIGNMENT = 64
-LOCK = ".lock"
+TOGETHER = 4096
+"""Files that are packed in one transaction, about 100 MB."""
 
 
 @dataclass
 class PackReport:
-    """What became of the files of a data set."""
+    """What became of the files of a data set, or of its packed arrays."""
 
     added: int = 0
-    """Files whose bytes went into new shards."""
+    """Files whose bytes were packed."""
     kept: int = 0
-    """Files that the pack held already, byte for byte."""
+    """Files that were packed already, byte for byte."""
     deleted: int = 0
-    refused: list[str] = field(default_factory=list)
-    """One sentence for each file that was left as it is, naming it and its fault."""
-
-
-@dataclass
-class UnpackReport:
-    """What became of the files of a pack."""
-
     written: int = 0
+    """Files made of packed arrays."""
     refused: list[str] = field(default_factory=list)
-    """One sentence for each file that cannot be read from the pack."""
+    """One sentence for each file or array that was left as it is, naming it and its fault."""
 
 
-def pack(root: Path, folders: Collection[str] = (), shard_size: int = 1 << 30, delete: bool = False) -> PackReport:
+def pack(root: Path, folders: Collection[str] = (), delete: bool = False) -> PackReport:
     """Pack the .npy files below a data set's folder; without `folders` those of every feature folder.
 
-    shard_size: bytes after which a shard is closed; the arrays of one clip are never parted. delete: remove each
-    file after its bytes were read back from the pack. Raises FeatureError where there is nothing to pack, a folder
-    was packed when its sidecar said something else, or another run packs.
+    delete: remove each file after its bytes were read back from what is packed. Raises FeatureError where there is
+    nothing to pack, a folder was packed when its sidecar said something else, or another run packs.
     """
     report = PackReport()
-    with _locked(root):
-        old = open_pack(root / PACKED)
+    with _alone(root) as env:
         files = _list_files(root, folders)
-        if not files and old is None:
+        sidecars = _sidecars(env, root, {folder for _, folder in files})
+        if not files and not sidecars:
             raise FeatureError(f"{root}: expected feature folders with .npy files, found none; nothing is to be packed")
-        sidecars = _read_sidecars(root, files, old)
-        columns = [*(old.folders if old else []), *sorted(files.keys() - set(old.folders if old else []))]
-        _sweep(root / PACKED, old)
-        new = _Additions(root / PACKED, _next_number(old), shard_size)
-        for name in _track(sorted(set().union(*files.values())), "packing"):
-            new.begin_clip(name)
-            for folder in files:
-                if name in files[folder]:
-                    path, dim = root / folder / f"{name}.npy", sidecars.get(folder, {}).get("dim")
-                    content = _checked_bytes(path, dim, old, report)
-                    if content:
-                        new.add(columns.index(folder), content)
-        new.close()
-        if new.places:
-            _add_to_index(old, new, columns, sidecars)
-        if delete:
-            _delete_packed(root, files, report)
+        left = iter(track(files, "packing", disable=len(files) < 1000))
+        while some := list(islice(left, TOGETHER)):
+            _pack_together(env, root, some, sidecars, report)
+    if delete:
+        with _alone(root) as env, env.begin(buffers=True) as txn:
+            for name, folder in track(files, "checking and deleting", disable=len(files) < 1000):
+                _delete(txn, root / folder / f"{name}.npy", report)
     return report
 
 
-def unpack(root: Path, folders: Collection[str] = ()) -> UnpackReport:
+def unpack(root: Path, folders: Collection[str] = ()) -> PackReport:
     """Turn packed features back into .npy files of the same bytes.
 
-    A file that is there is newer than the packed one and stays. Without `folders` the pack is removed at the end,
-    else these folders leave its index; when a part of it cannot be read, all of it stays. Raises FeatureError where
-    there is no pack or no such folder in it.
+    A file that is there is newer than the packed array and stays. Without `folders` all are unpacked. They are taken
+    out of the pack at the end, unless something in it cannot be read. Raises FeatureError where nothing or no such
+    folder is packed.
     """
-    report = UnpackReport()
-    with _locked(root):
-        packed = open_pack(root / PACKED)
-        if packed is None:
-            raise FeatureError(f"{root / PACKED}: expected packed features, found none; nothing is to be unpacked")
-        _sweep(root / PACKED, packed)
-        _require(folders, packed.folders, root / PACKED)
-        columns = [i for i, folder in enumerate(packed.folders) if not folders or folder in folders]
-        for row, name in enumerate(_track(packed.clip_names(), "unpacking")):
-            for column in columns:
-                path = root / packed.folders[column] / f"{check_name(name)}.npy"
-                if packed.entries[row, column, 2] and not path.is_file():
-                    _unpack_file(packed, row, column, path, report)
-        for folder in (packed.folders[column] for column in columns):
-            if folder in packed.sidecars and not (root / folder / SIDECAR).is_file():
-                with atomic_write(root / folder / SIDECAR, "unpack") as handle:
-                    handle.write(json.dumps(packed.sidecars[folder], indent=1, sort_keys=True).encode())
-            if (root / folder).is_dir():
-                sync_folder(root / folder)
+    report = PackReport()
+    with _alone(root) as env:
+        with env.begin(buffers=True) as txn:
+            packed = read_head(txn, str(root / PACKED)).folders
+            if not packed:
+                raise FeatureError(f"{root / PACKED}: expected packed features, found none; nothing is to be unpacked")
+            _require(folders, packed, root / PACKED)
+            wanted = set(folders or packed)
+            names = list(clips(txn, str(root / PACKED)))
+            for name in track(names, "unpacking", disable=len(names) < 1000):
+                for folder in wanted.intersection(folders_of(txn, name, str(root / PACKED))):
+                    _unpack(txn, root, name, folder, report)
+        for folder in filter(Path.is_dir, (root / name for name in wanted)):
+            if packed[folder.name] and not (folder / SIDECAR).is_file():
+                with atomic_write(folder / SIDECAR, "unpack") as handle:
+                    handle.write(json.dumps(packed[folder.name], indent=1, sort_keys=True).encode())
+            sync_folder(folder)
         if not report.refused:
-            _forget(root / PACKED, packed, columns)
+            _forget(env, str(root / PACKED), names, wanted)
     return report
-
-
-def unused_bytes(packed: Pack) -> int:
-    """Return how many bytes of the shards belong to files that were written anew since; unpacking frees them."""
-    return sum(size for _, size in packed.shards) - int(_aligned(packed.entries[:, :, 2]).sum())
-
-
-@dataclass
-class _Additions:
-    """New shards, and where the files in them lie."""
-
-    folder: Path
-    number: int
-    shard_size: int
-    shards: list[tuple[str, int]] = field(default_factory=list)
-    """Closed ones."""
-    clips: list[str] = field(default_factory=list)
-    places: array = field(default_factory=lambda: array("q"))
-    """Five numbers a file: clip, feature folder, shard (counted from the first new one), offset, size."""
-    _handle: BinaryIO | None = None
-
-    def begin_clip(self, name: str) -> None:
-        """Go on to the next clip; close the shard if it is full, for clips are not parted."""
-        self.clips.append(name)
-        if self._handle and self._handle.tell() >= self.shard_size:
-            self.close()
-
-    def add(self, folder: int, content: bytearray) -> None:
-        """Append the bytes of one file of the clip; `folder`: its number."""
-        if self._handle is None:
-            self._handle = (self.folder / f"shard-{self.number:04d}-{len(self.shards):04d}.bin").open("wb")
-        self.places.extend([len(self.clips) - 1, folder, len(self.shards), self._handle.tell(), len(content)])
-        self._handle.write(content)
-        self._handle.write(bytes(-len(content) % ALIGNMENT))
-
-    def close(self) -> None:
-        """Bring the open shard to disk, and out of memory so that it is read back from the disk."""
-        if self._handle is None:
-            return
-        with self._handle as handle:
-            handle.flush()
-            os.fsync(handle.fileno())
-            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            self.shards.append((Path(handle.name).name, handle.tell()))
-        self._handle = None
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Keep a second run away, which would take the first one's shards for leftovers; ends with the process."""
+def _alone(root: Path) -> Iterator[lmdb.Environment]:
+    """Open what is packed, or is to be, for writing, and keep other runs away until the block ends."""
     if not root.is_dir():
         raise FeatureError(f"{root}: expected the features of a data set, found no such folder; see --save_root")
-    folder = root / PACKED
+    folder, data = root / PACKED, root / PACKED / DATA
+    refuse_old(str(folder))
     folder.mkdir(exist_ok=True)
-    with (folder / LOCK).open("w") as handle:
+    with data.open("ab") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(handle.fileno()), data.stat()):
+                raise BlockingIOError  # another run has unpacked it since it was opened
         except OSError:
             raise FeatureError(f"{folder}: another run packs or unpacks it; wait for its end") from None
+        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # what is read back comes from the disk
+        Packed(str(folder)).close()
         try:
-            yield
-        finally:  # also when the disk is full, so that half a shard does not fill it
-            packed = open_pack(folder)
-            _sweep(folder, packed)
-            if packed is None:
-                (folder / LOCK).unlink()
-                folder.rmdir()
+            env = open_environment(str(folder), readonly=False)
+            try:
+                yield env
+            finally:
+                if not env.stat()["entries"]:
+                    data.unlink(missing_ok=True)
+                env.close()
+                with suppress(OSError):  # it is not empty
+                    folder.rmdir()
+        except lmdb.Error as error:
+            raise FeatureError(f"{data}: cannot be read or written ({error})") from None
 
 
-def _list_files(root: Path, folders: Collection[str]) -> dict[str, set[str]]:
-    """Feature folder -> clips that have a file in it."""
+def _list_files(root: Path, folders: Collection[str]) -> list[tuple[str, str]]:
+    """Return clip and feature folder of each file, those of a clip together."""
     there = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name != PACKED)
     _require(folders, there, root)
-    files = {folder: _clips(root / folder) for folder in there if not folders or folder in folders}
-    return {folder: clips for folder, clips in files.items() if clips}
-
-
-def _clips(folder: Path) -> set[str]:
-    with os.scandir(folder) as entries:
-        return {entry.name.removesuffix(".npy") for entry in entries if entry.name.endswith(".npy") and entry.is_file()}
+    paths = [Path(entry) for folder in folders or there for entry in os.scandir(root / folder) if entry.is_file()]
+    return sorted((path.stem, path.parent.name) for path in paths if path.suffix == ".npy")
 
 
 def _require(wanted: Collection[str], there: Collection[str], where: Path) -> None:
@@ -201,140 +156,110 @@ def _require(wanted: Collection[str], there: Collection[str], where: Path) -> No
         raise FeatureError(f"{where}: expected the folders {', '.join(absent)}, found {', '.join(there) or 'none'}")
 
 
-def _read_sidecars(root: Path, files: Collection[str], old: Pack | None) -> dict[str, dict[str, Any]]:
-    """Sidecars of all folders, those packed before included, which must not have changed since."""
-    sidecars = dict(old.sidecars) if old else {}
-    for folder in files:
-        path = root / folder / SIDECAR
-        if not path.is_file():
-            continue
-        found = read_sidecar(path)
-        if key := first_difference(found, sidecars.get(folder, {})):
-            raise FeatureError(
-                f"{path}: {key} is {found.get(key)!r}, but features of this folder were packed when it was "
-                f"{sidecars[folder][key]!r}; bring that sidecar back, or keep the two kinds under different --save_root"
-            )
-        sidecars[folder] = found
+def _sidecars(env: lmdb.Environment, root: Path, folders: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return what sidecars say, or said when arrays were packed, which must be the same (raises FeatureError)."""
+    with env.begin(buffers=True) as txn:
+        sidecars = read_head(txn, str(root / PACKED)).folders
+    for path in (root / folder / SIDECAR for folder in folders):
+        if path.is_file():
+            found = read_sidecar(path)
+            check_as_packed(path, found, sidecars.get(path.parent.name, {}))
+            sidecars[path.parent.name] = found
     return sidecars
 
 
-def _checked_bytes(path: Path, dim: int | None, old: Pack | None, report: PackReport) -> bytearray | None:
-    """Return the bytes of a file that is to be packed; None where the pack holds them or the array is refused."""
+def _pack_together(
+    env: lmdb.Environment, root: Path, files: list[tuple[str, str]], sidecars: dict[str, Any], report: PackReport
+) -> None:
+    """Pack some files and bring them to disk, then say which clips have them and where they lie."""
+    packed = root / PACKED
+    with env.begin(write=True, buffers=True) as txn:
+        head = read_head(txn, str(packed))
+        added = [(name, folder) for name, folder in files if _pack(txn, root, name, folder, sidecars, report)]
+        if not added:
+            return
+        head.folders |= {folder: sidecars.get(folder, {}) for _, folder in added}
+        write_head(txn, head)
+    start, clips_added = _mapped_at(packed / DATA), {}
+    with env.begin(buffers=True) as txn:
+        for name, folder in added:
+            record = np.frombuffer(txn.get(array_key(name, folder)), np.uint8)
+            begin = record.__array_interface__["data"][0] - start
+            clips_added.setdefault(name, []).append((folder, begin, begin + len(record)))
+    with env.begin(write=True, buffers=True) as txn:
+        for name, records in clips_added.items():
+            folders, begins, ends = zip(*records, strict=True)
+            there = folders_of(txn, name, str(packed))
+            set_clip(txn, head, name, sorted({*there, *folders}), (min(begins), max(ends) - min(begins)))
+        write_head(txn, head)
+    report.added += len(added)
+
+
+def _pack(
+    txn: lmdb.Transaction, root: Path, name: str, folder: str, sidecars: dict[str, Any], report: PackReport
+) -> bool:
+    """Pack a file and return true, unless it is packed already or its array is one that no run may use."""
+    path, key = root / folder / f"{name}.npy", array_key(name, folder)
     try:
         content = read_bytes(path)
-        if _is_packed(old, path.parent.name, path.stem, content):
+        if txn.get(key) == sealed(key, content) and folder in folders_of(txn, name, str(root / PACKED)):
             report.kept += 1
-            return None
+            return False
         rows = parse_npy(content, str(path))
-        rows = as_rows(rows, dim or (rows.shape[-1] if rows.ndim else 0), str(path))
+        dim = sidecars.get(folder, {}).get("dim") or (rows.shape[-1] if rows.ndim else 0)
+        rows = as_rows(rows, dim, str(path))
         check_finite(rows, str(path))
-        if path.parent.name.startswith(f"{Modality.AU}_"):
+        if folder.startswith(f"{Modality.AU}_"):
             check_unit_rows(rows, str(path))
     except (FeatureError, FileNotFoundError) as error:
         report.refused.append(str(error))
-        return None
-    report.added += 1
-    return content
+        return False
+    put(txn, key, content)
+    return True
 
 
-def _is_packed(packed: Pack | None, folder: str, name: str, content: bytearray) -> bool:
-    place = packed.find(folder, name) if packed else None
-    return place is not None and packed.content(*place) == content
+def _mapped_at(file: Path) -> int:
+    """Return the address at which this process has mapped a file."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return next(int(line.partition("-")[0], 16) for line in lines if line.endswith(f" {file.resolve()}"))
 
 
-def _add_to_index(old: Pack | None, new: _Additions, folders: list[str], sidecars: dict[str, dict[str, Any]]) -> None:
-    """Put an index of the old and the new files in the place of the old one."""
-    clip, folder, shard, offset, size = np.array(new.places, np.int64).reshape(-1, 5).T
-    keys = np.array([os.fsencode(name) for name in new.clips])[clip]
-    names = np.union1d(old.names, keys) if old else np.unique(keys)
-    entries = np.zeros((len(names), len(folders), 3), np.int64)
-    if old:
-        entries[names.searchsorted(old.names), : len(old.folders)] = old.entries
-        shard = shard + len(old.shards)
-    entries[names.searchsorted(keys), folder] = np.stack([shard, offset, size], axis=1)
-    shards = [*(old.shards if old else []), *new.shards]
-    _switch(new.folder, new.number, folders, names, entries, shards, sidecars)
+def _delete(txn: lmdb.Transaction, path: Path, report: PackReport) -> None:
+    """Remove a file whose bytes are those that are packed."""
+    key = array_key(path.stem, path.parent.name)
+    if path.is_file() and txn.get(key) == sealed(key, read_bytes(path)):
+        path.unlink()
+        report.deleted += 1
 
 
-def _switch(
-    folder: Path,
-    number: int,
-    folders: list[str],
-    names: np.ndarray,
-    entries: np.ndarray,
-    shards: list[tuple[str, int]],
-    sidecars: dict[str, dict[str, Any]],
-) -> None:
-    parts = {"names": f"names-{number:04d}.npy", "entries": f"entries-{number:04d}.npy"}
-    for part, values in (("names", names), ("entries", entries)):
-        with atomic_write(folder / parts[part], "pack") as handle:
-            np.save(handle, values)
-    index = {
-        "version": VERSION,
-        **parts,
-        "folders": folders,
-        "shards": [{"file": file, "bytes": size} for file, size in shards],
-        "sidecars": {folder: sidecar for folder, sidecar in sidecars.items() if folder in folders},
-    }
-    sync_folder(folder)
-    with atomic_write(folder / INDEX, "pack") as handle:
-        handle.write(json.dumps(index, indent=1).encode())
-    sync_folder(folder)
-
-
-def _delete_packed(root: Path, files: dict[str, set[str]], report: PackReport) -> None:
-    """Remove every file whose bytes the pack gives back, read through its index as any reader does."""
-    packed = open_pack(root / PACKED)
-    for name in _track(sorted(set().union(*files.values())), "checking and deleting"):
-        for folder in files:
-            path = root / folder / f"{name}.npy"
-            if name in files[folder] and path.is_file() and _is_packed(packed, folder, name, read_bytes(path)):
-                path.unlink()
-                report.deleted += 1
-
-
-def _unpack_file(packed: Pack, row: int, column: int, path: Path, report: UnpackReport) -> None:
+def _unpack(txn: lmdb.Transaction, root: Path, name: str, folder: str, report: PackReport) -> None:
+    """Make a file of a packed array, or make sure that the one that is there can be read."""
+    where = f"{root / PACKED}: {folder}/{name}.npy"
     try:
-        content = packed.content(row, column)
-        parse_npy(content, f"{packed.path}: {path.parent.name}/{path.name}")
-    except FeatureError as error:
+        path = root / check_name(folder, "feature folder") / f"{check_name(name)}.npy"
+        if path.is_file():
+            parse_npy(read_bytes(path), str(path))
+            return
+        content = find(txn, array_key(name, folder), where)
+        if content is None:
+            raise FeatureError(f"{where}: expected an array, found none; bring the packed features back from a copy")
+        with atomic_write(path, "unpack") as handle:
+            handle.write(content)
+        if read_bytes(path) != content:
+            raise FeatureError(f"{path}: expected the bytes that were written, found others; look after the disk")
+        report.written += 1
+    except ValueError as error:
         report.refused.append(str(error))
-        return
-    with atomic_write(path, "unpack") as handle:
-        handle.write(content)
-    report.written += 1
 
 
-def _forget(folder: Path, packed: Pack, columns: list[int]) -> None:
-    """Take columns out of the index; remove the pack when nothing is left in it."""
-    stay = [column for column in range(len(packed.folders)) if column not in columns]
-    rows = packed.entries[:, stay, 2].any(axis=1)
-    if not rows.any():
-        (folder / INDEX).unlink()
-        sync_folder(folder)
-        return
-    folders = [packed.folders[column] for column in stay]
-    entries = packed.entries[rows][:, stay]
-    _switch(folder, _next_number(packed), folders, packed.names[rows], entries, packed.shards, packed.sidecars)
-
-
-def _sweep(folder: Path, packed: Pack | None) -> None:
-    """Remove what killed runs and earlier indices left."""
-    keep = {LOCK}
-    if packed:
-        keep |= {INDEX, packed.parts[0], packed.parts[1], *(file for file, _ in packed.shards)}
-    for path in folder.iterdir():
-        if path.name not in keep:
-            path.unlink()
-
-
-def _track(names: list[str], what: str) -> Iterable[str]:
-    return track(names, what, disable=len(names) < 1000)
-
-
-def _next_number(packed: Pack | None) -> int:
-    return int(packed.parts[0].split("-")[1].removesuffix(".npy")) + 1 if packed else 1
-
-
-def _aligned(sizes: np.ndarray) -> np.ndarray:
-    return -(-sizes // ALIGNMENT) * ALIGNMENT
+def _forget(env: lmdb.Environment, packed: str, names: list[str], folders: set[str]) -> None:
+    """Take the arrays of some folders out of what is packed."""
+    with env.begin(write=True, buffers=True) as txn:
+        head = read_head(txn, packed)
+        for name in names:
+            there = folders_of(txn, name, packed)
+            for folder in folders.intersection(there):
+                txn.delete(array_key(name, folder))
+            set_clip(txn, head, name, [folder for folder in there if folder not in folders])
+        head.folders = {folder: sidecar for folder, sidecar in head.folders.items() if folder not in folders}
+        write_head(txn, head)

@@ -5,7 +5,7 @@ On disk (a contract with existing users): `{root}/{dataset}/{folder}/{name}.npy`
 An array of zero rows says that the clip was looked at and has none of that modality
 (no face, no sound); a missing file says that nobody looked yet.
 
-The files of a data set may be packed (`affect.features.pack`). A .npy file counts before a packed one of the same
+The files of a data set may be packed (`affect.features.packed`). A .npy file counts before a packed one of the same
 name, and whether there is one is asked at every read, so what is written is what is read from then on.
 """
 
@@ -18,25 +18,17 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from affect.core.files import atomic_write
 from affect.core.schema import Modality, check_name
-from affect.features.arrays import (
-    FeatureError,
-    as_rows,
-    check_finite,
-    check_rows,
-    check_unit_rows,
-    parse_npy,
-    read_array,
-)
-from affect.features.pack import INDEX, PACKED, Pack, index_stamp, open_pack
+from affect.features.arrays import FeatureError, check_finite, check_rows, check_unit_rows, read_array
+from affect.features.packed import PACKED, Packed
+from affect.features.provenance import SIDECAR, check_as_packed, encoder_identity, first_difference, read_sidecar
 
-SIDECAR = "provenance.json"
 EXTRACT_COMMAND = "python tools/extract_features.py --dataset {dataset} --modality {modality} --save_root {root} …"
 
 
@@ -82,29 +74,6 @@ def feature_folder(modality: Modality, encoder: str, count: int = 8, sampling: s
     return f"{modality}_{encoder}_{count}frms"
 
 
-def encoder_identity(encoder: str) -> str:
-    """Return an encoder's name without the machine: a path is cut to its last part, hub ids and plain names stay.
-
-    A path is what begins with `/`, `~`, `.` or a drive, or has more than one `/`; `org/model` is a hub id.
-    `hf:/models/some dir` -> `hf:some dir`; `open_clip:ViT-B-16//weights/b16.pt` -> `open_clip:ViT-B-16/b16.pt`;
-    a run of the image track is its folder: `fer:output/rafdb/best.safetensors` -> `fer:rafdb`.
-    Different weights of the same last part share a folder name; the weights hash in its sidecar keeps them apart.
-    """
-    kind, rest = re.fullmatch(r"((?:[A-Za-z_-]{2,}:)*)(.*)", encoder, re.DOTALL).groups()
-    model = ""
-    if kind == "open_clip:" and "/" in rest:
-        model, _, rest = rest.partition("/")
-        model += "/"
-    path = rest.replace("\\", "/")
-    if kind == "fer:":
-        last = "/last.safetensors" if path.endswith("/last.safetensors") else ""
-        folder = path.removesuffix("/best.safetensors").removesuffix(last)
-        return f"{kind}{PurePosixPath(folder).name}{last}"
-    if re.match(r"[/~.]|[A-Za-z]:/", path) or path.count("/") > 1:
-        rest = PurePosixPath(path).name
-    return f"{kind}{model}{rest}"
-
-
 @dataclass
 class FeatureStore:
     """Features of one data set under one root."""
@@ -119,9 +88,7 @@ class FeatureStore:
     """Folder -> the provenance that its sidecar was found to agree with."""
     _base: str = field(init=False, repr=False, compare=False)
     """The folder as text, for paths are made at every read."""
-    _index: Path = field(init=False, repr=False, compare=False)
-    _pack: Pack | None = field(default=None, init=False, repr=False, compare=False)
-    _pack_stamp: tuple[int, int, int] | None = field(default=None, init=False, repr=False, compare=False)
+    _packed: Packed = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_name(self.dataset, "dataset name")
@@ -130,11 +97,8 @@ class FeatureStore:
         root = Path(self.root)
         # users name either the common root or the data set's own folder
         self.root = root if root.name.lower() == self.dataset.lower() else root / self.dataset.lower()
-        self._base, self._index = str(self.root), self.root / PACKED / INDEX
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the open pack: another process maps the files itself."""
-        return {**self.__dict__, "_pack": None, "_pack_stamp": None}
+        self._base = str(self.root)
+        self._packed = Packed(f"{self._base}/{PACKED}")
 
     def path(self, spec: FeatureSpec, name: str) -> Path:
         """Return where the array of one clip is written."""
@@ -149,15 +113,14 @@ class FeatureStore:
         names = [check_name(name) for name in names]
         for folder in spec.folders:
             names = [name for name in names if not self._has_file(folder, name)]
-            if names and (pack := self._open_pack()):
-                names = [name for name, held in zip(names, pack.holds(folder, names), strict=True) if not held]
+            if names:
+                names = [name for name, held in zip(names, self._packed.holds(folder, names), strict=True) if not held]
         return names
 
     def names(self) -> set[str]:
         """Return every clip that has an array in any folder."""
         files = {path.stem for path in self.root.glob("*/*.npy") if path.parent.name != PACKED}
-        pack = self._open_pack()
-        return files.union(pack.clip_names() if pack else ())
+        return files | self._packed.names()
 
     def read(self, spec: FeatureSpec, name: str) -> np.ndarray:
         """Return the features of one clip as float32 [T, D], an array of the caller's own; T is 0 where it has none.
@@ -172,12 +135,11 @@ class FeatureStore:
                     return self._read_file(spec, folder, name)
                 except FileNotFoundError:  # packed and deleted since the line before
                     pass
-            pack = self._open_pack()
-            if pack and (place := pack.find(folder, name)):
+            if self._checked.get(folder) is not spec and folder in self._packed.folders():
                 self._check_folder(spec, folder)
-                where = f"{self._base}/{PACKED}: {folder}/{name}.npy"
-                # other faults were looked for when it was packed
-                return np.array(as_rows(parse_npy(pack.content(*place), where), spec.dim, where), np.float32)
+            array = self._packed.read(folder, name, spec.dim)
+            if array is not None:
+                return array
         command = EXTRACT_COMMAND.format(dataset=self.dataset, modality=spec.modality, root=self.root.parent)
         raise FeatureError(
             f"clip {name!r} has no {spec.modality} features: expected {self.path(spec, name)}; make it with: {command}"
@@ -220,8 +182,8 @@ class FeatureStore:
 
     def has_folder(self, spec: FeatureSpec) -> bool:
         """Whether there is a folder of these features or a pack of it, under any spelling."""
-        pack = self._open_pack()
-        return any((self.root / folder).is_dir() or (pack and folder in pack.folders) for folder in spec.folders)
+        packed = self._packed.folders()
+        return any((self.root / folder).is_dir() or folder in packed for folder in spec.folders)
 
     def provenance(self, spec: FeatureSpec) -> dict[str, Any] | None:
         """Return what the sidecar of these features says, or None where there is none."""
@@ -238,28 +200,14 @@ class FeatureStore:
             check_unit_rows(array, path)
         return array
 
-    def _open_pack(self) -> Pack | None:
-        """The pack as it is on disk now, which is looked up each time: a run may go on while features are packed."""
-        stamp = index_stamp(self._index)
-        if stamp != self._pack_stamp:
-            self._pack, self._pack_stamp = open_pack(self.root / PACKED), stamp
-            self._checked.clear()
-            self._written.clear()
-        return self._pack
-
     def _sidecar(self, folder: str) -> dict[str, Any] | None:
         """What the sidecar of a folder says, which must be what it said when features of the folder were packed."""
-        pack = self._open_pack()
-        packed = pack.sidecars.get(folder) if pack else None
+        packed = self._packed.folders().get(folder)
         path = self.root / folder / SIDECAR
         if not path.is_file():
-            return packed
+            return packed or None
         found = read_sidecar(path)
-        if packed and (key := first_difference(found, packed)):
-            raise FeatureError(
-                f"{path}: {key} is {found.get(key)!r}, but features of this folder were packed when it was "
-                f"{packed[key]!r}; bring that sidecar back, or keep the two kinds under different --save_root"
-            )
+        check_as_packed(path, found, packed or {})
         return found
 
     def _check_folder(self, spec: FeatureSpec, folder: str) -> None:
@@ -278,29 +226,6 @@ class FeatureStore:
                     "change the config or extract these features anew"
                 )
         self._checked[folder] = spec
-
-
-def read_sidecar(path: Path) -> dict[str, Any]:
-    """Return what a sidecar says (raises FeatureError where it is no JSON object)."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise FeatureError(f"{path}: expected a JSON object that says how the features were made; extract them anew")
-    return content
-
-
-def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
-    """Return the first key on which a sidecar disagrees with what is expected, or None.
-
-    Library versions may move under a long extraction, and models between machines; what was computed may not.
-    """
-    for key in sorted(expected.keys() - {"versions"}):
-        values = [encoder_identity(str(v)) if key == "encoder" else v for v in (found.get(key), expected[key])]
-        if values[0] != values[1]:
-            return key
-    return None
 
 
 def _identity(spec: FeatureSpec) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -30,19 +32,22 @@ SETTINGS = {
 }
 
 
-def make_language_model(folder: Path, corpus: list[str], seed: int = 0) -> float | None:
-    """Train tokenizer and model on a corpus and save them in the Hugging Face format.
+def make_language_model(folder: Path, corpus: list[tuple[str, str]], seed: int = 0) -> float | None:
+    """Train tokenizer and model on prompts and answers and save them in the Hugging Face format.
 
+    Prompt and answer are tokenised apart, as in training and answering: the prompt ends in a space, which would else go
+    into the answer's first token, and the model would never have seen an answer begin.
     A folder made of the same corpus and settings is kept. Returns the last loss, or None when kept.
     """
-    made_of = {**SETTINGS, "seed": seed, "corpus": hashlib.sha256("\n".join(corpus).encode()).hexdigest()}
+    made_of = {**SETTINGS, "seed": seed, "corpus": hashlib.sha256(json.dumps(corpus).encode()).hexdigest()}
     stamp = folder / "made_of.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == made_of:
         logger.info("the language model in %s is up to date", folder)
         return None
-    tokenizer = _train_tokenizer(corpus)
-    rows = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    ids = [[rows[0], *tokenizer(_without_placeholders(text)).input_ids, rows[1]] for text in corpus]
+    parts = [[*_between_placeholders(prompt), answer] for prompt, answer in corpus]
+    tokenizer = _train_tokenizer(part for text in parts for part in text)
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    ids = [[begin, *(token for part in text for token in tokenizer(part).input_ids), end] for text in parts]
     torch.manual_seed(seed)
     width = SETTINGS["width"]
     model = Qwen2ForCausalLM(
@@ -55,18 +60,18 @@ def make_language_model(folder: Path, corpus: list[str], seed: int = 0) -> float
             num_key_value_heads=SETTINGS["heads"],
             max_position_embeddings=1024,
             tie_word_embeddings=True,
-            bos_token_id=rows[0],
-            eos_token_id=rows[1],
+            bos_token_id=begin,
+            eos_token_id=end,
         )
     )
-    loss = _fit(model, ids, tokenizer.eos_token_id)
+    loss = _fit(model, ids, end)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     stamp.write_text(json.dumps(made_of))
     return loss
 
 
-def _train_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
+def _train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -76,15 +81,13 @@ def _train_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator([_without_placeholders(text) for text in corpus], trainer)
+    bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<|im_start|>", eos_token="<|im_end|>")
 
 
-def _without_placeholders(text: str) -> str:
-    """The model never sees a placeholder: fused tokens take its place."""
-    for placeholder in PLACEHOLDERS.values():
-        text = text.replace(placeholder, "")
-    return text
+def _between_placeholders(text: str) -> list[str]:
+    """The model never sees a placeholder: fused tokens take its place, between texts that are tokenised apart."""
+    return [part for part in re.split("|".join(PLACEHOLDERS.values()), text) if part]
 
 
 def _fit(model: Qwen2ForCausalLM, ids: list[list[int]], pad: int) -> float:

@@ -38,8 +38,8 @@ def reasoning(face: str, voice: str, emotion: str, rng: random.Random) -> str:
     return text[0].upper() + text[1:]
 
 
-def language_corpus(count: int, seed: int, book: PromptBook) -> list[str]:
-    """Return dialogues for teaching a small model the language, and only that.
+def language_corpus(count: int, seed: int, book: PromptBook) -> list[tuple[str, str]]:
+    """Return prompts and answers for teaching a small model the language, and only that.
 
     Cues and emotions are paired at random, so the text does not give the rule away.
     """
@@ -60,5 +60,5 @@ def language_corpus(count: int, seed: int, book: PromptBook) -> list[str]:
         subtitle = book.streams["subtitle"].replace("{SUBTITLE}", rng.choice(SUBTITLES))
         prompt = book.start + "".join(streams) + subtitle + book.end.replace("{QUESTION}", book.question(kind))
         answer = book.questions[kind]["answer"].replace("{DESCRIPTION}", value).replace("{OVLABELS}", value)
-        dialogues.append(prompt + answer + book.answer_end)
+        dialogues.append((prompt, answer + book.answer_end))
     return dialogues

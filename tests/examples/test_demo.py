@@ -12,7 +12,7 @@ from examples.demo.text import FACE_CUES, VOICE_CUES, language_corpus, reasoning
 
 
 def test_the_language_corpus_pairs_cues_and_emotions_at_random():
-    texts = [text for text in language_corpus(3000, 0, load_prompts()) if "so the person feels" in text]
+    texts = [answer for _, answer in language_corpus(3000, 0, load_prompts()) if "so the person feels" in answer]
     counts = Counter()
     for text in texts:
         (face,) = [face for face, cues in FACE_CUES.items() if any(cue in text.lower() for cue in cues)]

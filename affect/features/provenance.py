@@ -1,0 +1,67 @@
+"""What made the features of a folder: its sidecar, and whether two of them agree."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from affect.features.arrays import FeatureError
+
+SIDECAR = "provenance.json"
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Return what a sidecar says (raises FeatureError where it is no JSON object)."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise FeatureError(f"{path}: expected a JSON object that says how the features were made; extract them anew")
+    return content
+
+
+def check_as_packed(path: Path, found: dict[str, Any], packed: dict[str, Any]) -> None:
+    """Raise FeatureError where a sidecar is not what it was when features of its folder were packed."""
+    if key := first_difference(found, packed):
+        raise FeatureError(
+            f"{path}: {key} is {found.get(key)!r}, but features of this folder were packed when it was "
+            f"{packed[key]!r}; bring that sidecar back, or keep the two kinds under different --save_root"
+        )
+
+
+def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
+    """Return the first key on which a sidecar disagrees with what is expected, or None.
+
+    Library versions may move under a long extraction, and models between machines; what was computed may not.
+    """
+    for key in sorted(expected.keys() - {"versions"}):
+        values = [encoder_identity(str(v)) if key == "encoder" else v for v in (found.get(key), expected[key])]
+        if values[0] != values[1]:
+            return key
+    return None
+
+
+def encoder_identity(encoder: str) -> str:
+    """Return an encoder's name without the machine: a path is cut to its last part, hub ids and plain names stay.
+
+    A path is what begins with `/`, `~`, `.` or a drive, or has more than one `/`; `org/model` is a hub id.
+    `hf:/models/some dir` -> `hf:some dir`; `open_clip:ViT-B-16//weights/b16.pt` -> `open_clip:ViT-B-16/b16.pt`;
+    a run of the image track is its folder: `fer:output/rafdb/best.safetensors` -> `fer:rafdb`.
+    Different weights of the same last part share a folder name; the weights hash in its sidecar keeps them apart.
+    """
+    kind, rest = re.fullmatch(r"((?:[A-Za-z_-]{2,}:)*)(.*)", encoder, re.DOTALL).groups()
+    model = ""
+    if kind == "open_clip:" and "/" in rest:
+        model, _, rest = rest.partition("/")
+        model += "/"
+    path = rest.replace("\\", "/")
+    if kind == "fer:":
+        last = "/last.safetensors" if path.endswith("/last.safetensors") else ""
+        folder = path.removesuffix("/best.safetensors").removesuffix(last)
+        return f"{kind}{PurePosixPath(folder).name}{last}"
+    if re.match(r"[/~.]|[A-Za-z]:/", path) or path.count("/") > 1:
+        rest = PurePosixPath(path).name
+    return f"{kind}{model}{rest}"
