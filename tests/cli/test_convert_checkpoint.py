@@ -15,6 +15,7 @@ from affect.models.affectgpt import build_affectgpt, fusion_shapes
 from affect.models.llm import load_llm
 from affect.models.reference_keys import adapter_to_reference, fusion_to_reference
 from affect.models.saved import load_weights
+from affect.tasks.reference_checkpoint import video_steps
 
 LAYOUT = "multiface_audio_face_au_text"
 
@@ -198,10 +199,10 @@ def test_a_lone_picture_is_read_as_the_training_read_it(tmp_path, cfg_path, pth)
 def test_video_steps_are_those_that_the_pre_fusion_reads(cfg_path):
     frames = "datasets.toy.face_or_frame=multiframe_audio_frame_text"
     counts = "datasets.toy.frame_n_frms=3"
-    assert convert_checkpoint.video_steps(load_config(cfg_path, [counts])) == 8  # faces
-    assert convert_checkpoint.video_steps(load_config(cfg_path, [frames, counts])) == 3
+    assert video_steps(load_config(cfg_path, [counts])) == 8  # faces
+    assert video_steps(load_config(cfg_path, [frames, counts])) == 3
     peak = "datasets.toy.frame_sampling=emotion_peak"
-    assert convert_checkpoint.video_steps(load_config(cfg_path, [frames, counts, peak])) == 8
+    assert video_steps(load_config(cfg_path, [frames, counts, peak])) == 8
 
 
 def test_what_is_asked_for_must_be_there(tmp_path, cfg_path, pth):

@@ -22,6 +22,7 @@ from affect.models.affectgpt import AffectGPT, build_affectgpt
 from affect.models.llm import answer_logits
 from affect.models.reference_keys import LLM, adapter_to_reference, fusion_to_reference
 from affect.models.saved import load_weights
+from affect.tasks.reference_checkpoint import FACES
 
 WEIGHTS = {
     "attention_face": "attention_face",
@@ -162,7 +163,7 @@ def test_gradient_norms_are_the_reference_s(reference):
         lora = {name.removeprefix("llm."): grad for name, grad in grads.items() if name.startswith("llm.")}
         adapter = {name.replace(".default.", "."): grad for name, grad in lora.items()}
         fusion = {name: grad for name, grad in grads.items() if not name.startswith("llm.")}
-        found = adapter_to_reference(adapter) | fusion_to_reference(fusion, convert_checkpoint.FACES)
+        found = adapter_to_reference(adapter) | fusion_to_reference(fusion, FACES)
         norms = {key: grad.norm().item() for key, grad in found.items()}
         # a key's bias moves every score of a softmax alike: its gradient is rounding
         assert norms == pytest.approx(case["grad_norms"], rel=1e-3, abs=1e-6)
