@@ -21,6 +21,7 @@ from pydantic import model_validator as check
 logger = logging.getLogger(__name__)
 
 TASKS = ("affectgpt", "au_agent", "expressions")
+_SPELLED = {"fer": "expressions"}
 _KEYS_OF_TASKS = {
     "datasets": "affectgpt",
     "inference": "affectgpt",
@@ -204,7 +205,7 @@ def task_name(content: Mapping[str, Any], where: str) -> str:
     Raises ConfigError for a task that there is not.
     """
     name = content.get("task", "au_agent" if content.get("stage") == "sft" else "affectgpt")
-    name = "expressions" if name == "fer" else name
+    name = _SPELLED.get(name, name)
     if name not in TASKS:
         raise ConfigError(f"{where}: task: expected {', '.join(TASKS[:-1])} or {TASKS[-1]} (fer), found {name!r}")
     return name
@@ -218,7 +219,7 @@ def parse(kind: type[Kind], content: Mapping[str, Any], where: str, options: Seq
     content = copy.deepcopy(dict(content))
     task = kind.model_fields["task"].default if "task" in kind.model_fields else None
     if "task" in content and task:
-        if task_name(content, where) != task:
+        if _SPELLED.get(content["task"], content["task"]) != task:
             raise ConfigError(f"{where}: task: expected {task}, found {content['task']!r}")
         content["task"] = task
     for option in options:

@@ -37,15 +37,15 @@ Found = TypeVar("Found")
 
 def agreed(find: Callable[[], Found]) -> Found:
     """Return what the main process finds, on every process; what it raises, all raise (ValueError)."""
-    found, fault = None, ""
+    found, fault = None, None
     if PartialState().is_main_process:
         try:
             found = find()
         except ValueError as error:
-            fault = str(error)
+            fault = error
     found, fault = broadcast_object_list([found, fault])
     if fault:
-        raise ValueError(fault)
+        raise fault
     return found
 
 

@@ -19,6 +19,7 @@ from affect.engine.checkpoint import TrainState, read_state, save_checkpoint
 from affect.engine.curves import draw_epoch
 from affect.engine.launch import agreed, check_trackers, start_accelerator, start_trackers
 from affect.engine.metrics import Metrics, numbers_of
+from affect.engine.older_runs import older_state
 from affect.engine.run_folder import choose_folder, locked
 from affect.engine.schedule import learning_rate
 from affect.engine.step import StepReport
@@ -64,8 +65,8 @@ def train(config: Any, cfg_path: str | Path, open_task: OpenTask) -> bool:
         if reason:
             logger.info("%s: %s; for a new run use another run.output_dir", checkpoint, reason)
             return True
+        agreed(lambda: stack.enter_context(locked(folder)))
         task = open_task(accelerator, folder, checkpoint)
-        agreed(lambda: stack.enter_context(locked(folder)) and None)
         if main:
             save_yaml(config.model_dump(mode="json"), folder / "config.yaml")
             logger.info("run folder: %s", folder)
@@ -101,13 +102,7 @@ def _start(
     per_epoch, total = (count(accelerator.num_processes) for count in (task.steps_per_epoch, task.total_steps))
     state, same = TrainState(epoch=0, step=0, loss=math.nan), True
     if checkpoint:
-        state = _start_of(read_state(checkpoint), per_epoch, total)
-        if (checkpoint / "curves.npz").is_file() and task.run.gradient_accumulation_steps > 1:
-            raise ValueError(
-                f"{checkpoint}: a step of this run was one batch, and is one of gradient_accumulation_steps "
-                f"{task.run.gradient_accumulation_steps} now; begin anew in another run.output_dir, with model.ckpt "
-                "for its weights"
-            )
+        state = _start_of(older_state(checkpoint, task.run) or read_state(checkpoint), per_epoch, total)
         task.load(checkpoint)
         there = read_yaml(checkpoint / "config.yaml")
         same = there.get("run", there).get("optimizer", "adamw") == task.run.optimizer
@@ -139,14 +134,15 @@ def _start_of(state: TrainState, per_epoch: int, total: int) -> TrainState:
 
 def _steps(run: Run, state: TrainState) -> tuple[TrainState, bool]:
     """Run what is left of an epoch's steps; return the state then, and whether it was asked to stop before it."""
-    settings, trainer, clock = run.task.run, run.trainer, _Clock(state.step)
+    settings, trainer = run.task.run, run.trainer
     end = min((state.epoch + 1) * run.per_epoch, run.total)
-    trainer.waited = 0.0
+    began, first, trainer.waited = time.monotonic(), state.step, 0.0
     while state.step < end:
         rate = _rate(run, state)
         report = trainer.next_step(rate, run.stop)
         state = _counted(state, report, trainer)
-        _tell_step(run, state, rate, report, clock, end)
+        times = ((time.monotonic() - began) / (state.step - first), trainer.waited / (state.step - first))
+        _tell_step(run, state, rate, report, times)
         if report.stop:
             return state, True
         if settings.save_every and state.step % settings.save_every == 0:
@@ -171,19 +167,8 @@ def _counted(state: TrainState, report: StepReport, trainer: Trainer) -> TrainSt
     return replace(state, step=trainer.step, loss=sums["loss"] / sums["steps"], sums=sums, updates=updates)
 
 
-class _Clock:
-    """Time since some steps began."""
-
-    def __init__(self, first: int) -> None:
-        self.start, self.first = time.monotonic(), first
-
-    def each(self, step: int) -> float:
-        """Return the seconds that one step takes."""
-        return (time.monotonic() - self.start) / (step - self.first)
-
-
-def _tell_step(run: Run, state: TrainState, rate: float, report: StepReport, clock: _Clock, end: int) -> None:
-    """Write a step's line; now and then tell log and trackers, with times that are means over this epoch's steps."""
+def _tell_step(run: Run, state: TrainState, rate: float, report: StepReport, times: tuple[float, float]) -> None:
+    """Write a step's line; now and then tell log and trackers. times: of a step, and of its wait for batches."""
     accelerator, sizes = run.trainer.accelerator, report.size
     if run.metrics is None:
         return
@@ -191,9 +176,9 @@ def _tell_step(run: Run, state: TrainState, rate: float, report: StepReport, clo
     numbers = numbers_of(report, state.step, state.epoch + 1, rate, flops, accelerator.device)
     run.metrics.write(numbers)
     place = state.step - 1 - state.epoch * run.per_epoch
-    if place % run.task.run.log_every and state.step != end:
+    left = min((state.epoch + 1) * run.per_epoch, run.total) - state.step
+    if place % run.task.run.log_every and left:
         return
-    each = clock.each(state.step)
     means = "".join(f"  {name}: {value:.4f}" for name, value in report.means.items())
     logger.info(
         "Train: data epoch: [%d]  [%*d/%d]  eta: %s  lr: %.8f  loss: %.8f%s  time: %.3f  data: %.3f  max mem: %.0f MiB",
@@ -201,12 +186,11 @@ def _tell_step(run: Run, state: TrainState, rate: float, report: StepReport, clo
         len(str(run.per_epoch)),
         place,
         run.per_epoch,
-        timedelta(seconds=int(each * (end - state.step))),
+        timedelta(seconds=int(times[0] * left)),
         rate,
         report.loss,
         means,
-        each,
-        run.trainer.waited / (state.step - clock.first),
+        *times,
         numbers["memory_mib"],
     )
     told = {key: value for key, value in numbers.items() if key not in ("step", "epoch") and value is not None}

@@ -12,10 +12,10 @@ import resource
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from affect.engine.checkpoint import TrainState
+from affect.engine.older_runs import is_older, older_lines
 from affect.engine.step import StepReport
 
 FILE = "metrics.jsonl"
@@ -29,8 +29,6 @@ PEAK_TFLOPS = {
     "RTX 4090": 165,
 }
 """Card -> operations a second that it does at best in 16 bits, dense, as its maker says."""
-_CURVES = {"lrs": "lr", "losses": "loss", "paddings": "padding"}
-"""Array of curves.npz, which older checkpoints have -> key of a step."""
 
 
 class Metrics:
@@ -42,8 +40,8 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         if checkpoint is None or state is None:
             self.path.unlink(missing_ok=True)
-        elif (checkpoint / "curves.npz").is_file() and not self.path.is_file():
-            self.path.write_text("".join(map(_line, _from_curves(checkpoint / "curves.npz"))))
+        elif is_older(checkpoint):
+            self.path.write_text("".join(map(_line, older_lines(checkpoint))))
         elif checkpoint.parent != folder and (checkpoint.parent / FILE).is_file():
             self.path.write_bytes((checkpoint.parent / FILE).read_bytes())
         if state and self.path.is_file():
@@ -83,24 +81,6 @@ def _end(path: Path, state: TrainState) -> int:
     return end
 
 
-def _from_curves(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of curves.npz (raises ValueError when it is none)."""
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            arrays = {key: data[key].tolist() for key in data}
-        lines = [
-            {"step": step + 1, "epoch": epoch} | {key: arrays[name][i] for name, key in _CURVES.items()}
-            for i, (step, epoch) in enumerate(zip(arrays["steps"], arrays["epochs"], strict=True))
-        ]
-        scores = dict(zip(arrays["val_epochs"], arrays["val_losses"], strict=True))
-    except (OSError, KeyError, ValueError, IndexError) as error:
-        raise ValueError(f"{path}: expected arrays steps, lrs, losses, epochs, paddings ({error})") from None
-    ends = {line["epoch"]: place for place, line in enumerate(lines)}
-    for epoch, score in sorted(scores.items(), reverse=True):
-        lines.insert(ends[epoch] + 1, {"epoch": epoch, "step": lines[ends[epoch]]["step"], "val_loss": score})
-    return lines
-
-
 def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the lines of the steps and those of the epochs of a run."""
     lines = [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
@@ -134,12 +114,12 @@ def peak_flops(device: torch.device) -> float:
     return next((1e12 * tflops for card, tflops in PEAK_TFLOPS.items() if card in name), 0.0)
 
 
-def language_flops(model: torch.nn.Module, tokens: int) -> float:
-    """Return about how many operations a step on tokens takes: 4 a weight and token, 6 where the weight is trained.
+def flops_per_token(model: torch.nn.Module) -> float:
+    """Return about how many operations a step takes for a token: 4 a weight, 6 where the weight is trained.
 
     Forward 2, backward 2 for what comes before and 2 for the weight itself (Kaplan et al., 2020, arXiv:2001.08361).
     """
-    return tokens * sum((6 if weight.requires_grad else 4) * weight.numel() for weight in model.parameters())
+    return float(sum((6 if weight.requires_grad else 4) * weight.numel() for weight in model.parameters()))
 
 
 def peak_memory(device: torch.device) -> float:

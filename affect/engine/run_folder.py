@@ -89,4 +89,9 @@ def locked(folder: Path) -> Iterator[None]:
             ) from None
         except OSError:  # a file system without locks
             pass
-        yield
+        try:
+            yield
+        finally:
+            if [path.name for path in folder.iterdir()] == [".lock"]:  # nothing came of it
+                (folder / ".lock").unlink()
+                folder.rmdir()

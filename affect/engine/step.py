@@ -47,18 +47,20 @@ def training_step(
     accelerator: Accelerator,
     step: int = 0,
     stop: StopRequest | None = None,
+    weights: Sequence[Tensor] | None = None,
 ) -> StepReport:
     """Move the weights once by the mean gradient of a window of batches in main memory.
 
     Each token (image) weighs the same, whichever process and batch it was read in. Chance is a function of seed,
-    step, process and batch, and so the same at SAM's two points and in a run that was resumed.
+    step, process and batch, and so the same at SAM's two points and in a run that was resumed. weights: those that
+    are trained, where that is known; to look for them in a large model takes milliseconds.
     """
     run = task.run
     shares, own = _shares([task.size(batch) for batch in window], accelerator)
     seeds = [(run.seed, step, accelerator.process_index, number) for number in range(len(window))]
     batches = [task.to_device(batch, accelerator.device, seed) for batch, seed in zip(window, seeds, strict=True)]
     losses, means = _gradient(task, model, batches, shares, seeds, accelerator)
-    weights = [weight for weight in model.parameters() if weight.grad is not None]
+    weights = [weight for weight in weights or model.parameters() if weight.grad is not None]
     norm = nn.utils.get_total_norm([weight.grad for weight in weights])
     asked = stop is not None and stop.asked
     loss, means, grad_norm, size, stopping = _told(shares, losses, means, norm, own, asked, accelerator)

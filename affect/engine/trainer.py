@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -51,6 +52,11 @@ class Trainer:
     waited: float = 0.0
     """Seconds spent waiting for batches so far."""
 
+    @cached_property
+    def weights_moved(self) -> list[nn.Parameter]:
+        """The weights that training moves, in the model's order."""
+        return list(trainable(self.wrapped).values())
+
     def next_step(self, rate: float, stop: StopRequest | None = None) -> StepReport:
         """Move the weights once at a learning rate.
 
@@ -61,8 +67,11 @@ class Trainer:
         self.waited += time.monotonic() - began
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.wrapped.train()
-        report = training_step(self.task, self.wrapped, self.optimizer, window, self.accelerator, self.step, stop)
+        if not (self.wrapped.training and self.task.model.training):
+            self.wrapped.train()
+        report = training_step(
+            self.task, self.wrapped, self.optimizer, window, self.accelerator, self.step, stop, self.weights_moved
+        )
         if not math.isfinite(report.loss) or not (report.moved or self.accelerator.scaler):
             raise self._not_finite(report, window)
         if self.average and report.moved:

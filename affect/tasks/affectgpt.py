@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from affect.data.prompts import load_prompts
 from affect.data.sampling import Draw, StepBatches
 from affect.engine.checkpoint import find_checkpoint
 from affect.engine.launch import PRECISION
-from affect.engine.metrics import language_flops
+from affect.engine.metrics import flops_per_token
 from affect.engine.sharding import whole
 from affect.engine.stop import StopRequest, ignore_sigterm
 from affect.engine.task import Size, Watched, Weights
@@ -121,9 +122,13 @@ class AffectGPTTask:
         """Return the mean cross-entropy of the answers' tokens."""
         return model(batch), {}
 
+    @cached_property
+    def _flops_per_token(self) -> float:
+        return flops_per_token(self.model)
+
     def flops(self, size: Size) -> float:
         """Return about how many operations a step takes."""
-        return language_flops(self.model, size.tokens)
+        return size.tokens * self._flops_per_token
 
     @torch.no_grad()
     def validate(self, model: nn.Module, accelerator: Accelerator, stop: StopRequest) -> dict[str, float] | None:
