@@ -180,9 +180,9 @@ def fill(net: nn.Module, weights: Weights, path: str | Path, what: str) -> None:
     # counters of batches, which older files lack, nothing reads
     faults = [f"{name} is missing" for name in expected if name not in weights and not name.endswith("batches_tracked")]
     faults += [f"{name} has no place in it" for name in weights if name not in expected]
-    for name in expected.keys() & weights.keys():
-        if weights[name].shape != expected[name].shape:
-            faults.append(f"{name} is {list(weights[name].shape)}, expected {list(expected[name].shape)}")
+    for name, weight in expected.items():
+        if name in weights and weights[name].shape != weight.shape:
+            faults.append(f"{name} is {list(weights[name].shape)}, expected {list(weight.shape)}")
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise ConfigError(f"{path}: not the weights of {what}: {faults[0]}{more}")
