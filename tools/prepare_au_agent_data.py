@@ -11,16 +11,14 @@ Ends with code 0 even where records leaked, since they are not written; with --s
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
 import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from itertools import chain
 from pathlib import Path
 
@@ -30,9 +28,9 @@ from rich.progress import track
 from rich.table import Table
 
 from affect.core.au_json import read_au_json, sentences
-from affect.core.conversation import SYSTEM
+from affect.core.conversation import COLUMNS, SYSTEM
 from affect.core.facs import parse_au_description
-from affect.core.files import atomic_write
+from affect.core.files import atomic_write, write_csv, write_json
 from affect.data.manifest import parse_labels, read_table
 from affect.evaluate.facial_words import WORDS
 from affect.evaluate.vocabulary import FEELINGS
@@ -40,12 +38,9 @@ from extractors.au.templates import INSTRUCTION, active_aus, frame_input
 
 LEAK, UNREADABLE, CUT_OFF, REPEATED = "leak", "unreadable", "cut off", "repeated"
 UNDESCRIBED, MISSING = "no sentences", "no AU JSON"
-SETS = ("au_agent_train", "au_agent_val")
+SETS = TRAIN, VAL = ("au_agent_train", "au_agent_val")
 ENDING = "_au_analysis.json"
 Labels = tuple[str, ...]
-
-COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
-"""LLaMA-Factory's name of a column -> ours."""
 
 _MORE_FEELINGS = """
 affective boredom confidence contempt curiosity emotion emotional enthusiasm feel felt guilt hostility joyous loneliness
@@ -100,22 +95,24 @@ class Dropped:
 def main(arguments: list[str] | None = None) -> int:
     """Write the instruction data, print what became of the records; return the exit code."""
     args = parse_arguments(arguments)
+    root, folder = args.mer_factory_output, args.save_root
     labels = read_label_table(args.csv_path, args.csv_column, args.label) if args.csv_path else {}
-    paths = find_au_jsons(args.mer_factory_output) if args.mer_factory_output else []
-    if args.csv_path:
-        paths = [path for path in paths if clip_name(path) in labels]
+    # directly below the root, or in data set folders
+    found = sorted([*root.glob(f"*/*{ENDING}"), *root.glob(f"*/*/*{ENDING}")]) if root else []
+    paths = [(path.name.removesuffix(ENDING), path) for path in found]
+    paths = [(clip, path) for clip, path in paths if not args.csv_path or clip in labels]
     older = [entry for path in args.jsonl for entry in convert(path)]
-    clips = {clip_name(path) for path in paths} | {entry.clip for entry in older}
+    clips = {clip for clip, _ in paths} | {entry.clip for entry in older}
     if not clips:
-        raise ValueError(f"{args.mer_factory_output or args.jsonl[0]}: expected records of clips, found none")
-    describe_data(args.save_root / "dataset_info.json")
+        raise ValueError(f"{root or args.jsonl[0]}: expected records of clips, found none")
+    describe_data(folder / "dataset_info.json")
     val = choose_val(clips, args.val_share, args.seed)
     dropped = [Dropped(clip, "", MISSING, "") for clip in sorted(labels.keys() - clips)]
     shown = track(paths, description="AU JSON", console=Console(stderr=True), disable=not paths)
-    frames = (read_frames(path, labels.get(clip_name(path), ())) for path in shown)
-    counts = write_data(args.save_root, chain(older, chain.from_iterable(frames)), val, dropped)
-    write_dropped(args.save_root / "dropped.csv", dropped)
-    print_summary(args.save_root, len(clips) - len(val), len(val), counts, dropped)
+    frames = chain.from_iterable(read_frames(clip, path, labels.get(clip, ())) for clip, path in shown)
+    counts = write_data(folder, chain(older, frames), val, dropped)
+    write_csv(folder / "dropped.csv", [field.name for field in fields(Dropped)], map(astuple, dropped))
+    print_summary(folder, len(clips) - len(val), len(val), counts, dropped)
     return 1 if args.strict and counts[LEAK] + counts[UNREADABLE] else 0
 
 
@@ -156,19 +153,8 @@ def read_label_table(path: Path, name_column: str, label_columns: list[str]) -> 
     return labels
 
 
-def find_au_jsons(root: Path) -> list[Path]:
-    """Return every AU JSON of a root, directly below it or in data set folders."""
-    return sorted([*root.glob(f"*/*{ENDING}"), *root.glob(f"*/*/*{ENDING}")])
-
-
-def clip_name(path: Path) -> str:
-    """Return the clip that an AU JSON is about."""
-    return path.name.removesuffix(ENDING)
-
-
-def read_frames(path: Path, labels: Labels) -> Iterator[Record | Dropped]:
-    """Yield the described frames of an AU JSON."""
-    clip = clip_name(path)
+def read_frames(clip: str, path: Path, labels: Labels) -> Iterator[Record | Dropped]:
+    """Yield the described frames of a clip's AU JSON."""
     try:
         analysis = read_au_json(path)
     except (OSError, ValueError) as error:
@@ -179,15 +165,12 @@ def read_frames(path: Path, labels: Labels) -> Iterator[Record | Dropped]:
     if not numbers:
         yield Dropped(clip, "", UNDESCRIBED, "")
     for number, sentence in zip(numbers, sentences(analysis), strict=True):
-        if int(number) not in frames:
-            yield Dropped(clip, number, UNREADABLE, "the frame has no action units", sentence)
-            continue
         try:
-            asked = frame_input(active_aus(frames[int(number)]))
+            if int(number) not in frames:
+                raise ValueError("the frame has no action units")
+            yield Record(clip, number, frame_input(active_aus(frames[int(number)])), sentence, labels)
         except ValueError as error:
             yield Dropped(clip, number, UNREADABLE, str(error), sentence)
-        else:
-            yield Record(clip, number, asked, sentence, labels)
 
 
 def convert(path: Path) -> Iterator[Record | Dropped]:
@@ -228,8 +211,8 @@ def write_data(
     written: set[bytes] = set()
     with ExitStack() as stack:
         files = {name: stack.enter_context(atomic_write(folder / f"{name}.jsonl")) for name in SETS}
-        for entry in entries:
-            entry = check(entry) if isinstance(entry, Record) else entry
+        for given in entries:
+            entry = check(given) if isinstance(given, Record) else given
             if isinstance(entry, Dropped):
                 counts[entry.reason] += 1
                 dropped.append(entry)
@@ -239,9 +222,11 @@ def write_data(
                 counts[REPEATED] += 1
                 continue
             written.add(key)
-            name = SETS[entry.clip in val]
+            name = VAL if entry.clip in val else TRAIN
             counts[name] += 1
-            files[name].write(json.dumps(instruction_record(entry), ensure_ascii=False).encode() + b"\n")
+            # the system turn is the one that the agent gets later
+            record = {"instruction": INSTRUCTION, "input": entry.input, "output": entry.output, "system": SYSTEM}
+            files[name].write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
     return counts
 
 
@@ -252,11 +237,6 @@ def check(record: Record) -> Record | Dropped:
     if record.output[-1:] not in (*".!?。", '"'):
         return Dropped(record.clip, record.frame, CUT_OFF, record.output[-20:], record.output)
     return record
-
-
-def instruction_record(record: Record) -> dict[str, str]:
-    """Return a record in the alpaca form; the system turn is the one that the agent gets later."""
-    return {"instruction": INSTRUCTION, "input": record.input, "output": record.output, "system": SYSTEM}
 
 
 def leaks(text: str, labels: Iterable[str] = ()) -> list[str]:
@@ -276,7 +256,8 @@ def leaks(text: str, labels: Iterable[str] = ()) -> list[str]:
             length = next(
                 (n for n in range(min(longest, len(words) - i), 0, -1) if tuple(stems[i : i + n]) in targets), 0
             )
-            if length > 1 or (length and not (_is_bodily(word[0]) and _names_face(clause[0], word[0]))):
+            bodily = stems[i] in _BODY or WORDS.fullmatch(word[0])  # may be about muscles alone
+            if length > 1 or (length and not (bodily and _names_face(clause[0], word[0]))):
                 found.append(text[word.start() : words[i + length - 1].end()])
     return list(dict.fromkeys(found))
 
@@ -294,25 +275,10 @@ _GENERAL = {_forms(word) for word in (*FEELINGS, *_MORE_FEELINGS.split())}
 _BODY = {_stem(word) for word in _BODY_WORDS.split()}
 
 
-def _is_bodily(word: str) -> bool:
-    """Whether a word may be about muscles alone."""
-    return _stem(word) in _BODY or WORDS.fullmatch(word) is not None
-
-
 def _names_face(clause: str, word: str) -> bool:
     """Whether a clause names a part of the face or a muscle beside the word itself."""
     named = (match for match in WORDS.finditer(clause) if not match.lastgroup.startswith("move"))
     return any(match[0] != word for match in chain(_FACE.finditer(clause), named))
-
-
-def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
-    """Write the table of what was left out."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, [field.name for field in fields(Dropped)])
-    writer.writeheader()
-    writer.writerows(map(asdict, dropped))
-    with atomic_write(path) as handle:
-        handle.write(table.getvalue().encode())
 
 
 def describe_data(path: Path) -> None:
@@ -323,9 +289,7 @@ def describe_data(path: Path) -> None:
         known = error
     if not isinstance(known, dict):
         raise ValueError(f"{path}: expected a JSON object with data sets, found something else; correct or remove it")
-    known |= {name: {"file_name": f"{name}.jsonl", "columns": COLUMNS} for name in SETS}
-    with atomic_write(path) as handle:
-        handle.write(json.dumps(known, indent=2, ensure_ascii=False).encode() + b"\n")
+    write_json(path, known | {name: {"file_name": f"{name}.jsonl", "columns": COLUMNS} for name in SETS})
 
 
 def print_summary(folder: Path, train: int, val: int, counts: Counter[str], dropped: list[Dropped]) -> None:

@@ -54,9 +54,12 @@ def _affectgpt(content: dict[str, Any], where: str, options: Sequence[str]) -> b
 
 
 def _au_agent(content: dict[str, Any], where: str, options: Sequence[str]) -> bool:
+    from affect.tasks.au_agent_config import AgentConfig
+
+    config = parse(AgentConfig, content, where, options)
     from affect.tasks.au_agent import train_au_agent
 
-    return bool(train_au_agent(where, options))
+    return train_au_agent(config, where)
 
 
 def _expressions(content: dict[str, Any], where: str, options: Sequence[str]) -> bool:

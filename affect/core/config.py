@@ -128,6 +128,8 @@ class RunSettings(Section):
     visualize_training: bool = True
     output_dir: str | None = None
     """Run folder; made from the name of the config file when not given."""
+    overwrite_output_dir: bool = False
+    """Where output_dir holds a run with other settings or data: begin anew in its place."""
     resume_ckpt_path: Annotated[str | None, Unset] = None
     """Checkpoint, or folder of a run, to go on from; an unfinished run in the run folder goes on by itself."""
     keep_checkpoints: int = Field(3, gt=0)
@@ -155,7 +157,7 @@ class RunSettings(Section):
     )
     passing: ClassVar[Set[str]] = {
         *("device", "keep_checkpoints", "log_every", "num_workers", "output_dir", "resume_ckpt_path", "save_every"),
-        *("trackers", "visualize_training"),
+        *("overwrite_output_dir", "trackers", "visualize_training"),
     }
     """Keys that may change when a run goes on."""
 

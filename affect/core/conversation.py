@@ -17,6 +17,9 @@ SYSTEM = (
 )
 """System turn of every language model that describes faces, when it is tuned and when it is used."""
 
+COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
+"""What a field of tuning records is for -> its name, unless dataset_info.json says otherwise (LLaMA-Factory)."""
+
 Question = tuple[str, str]
 """System turn and user turn."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,6 +18,8 @@ except ImportError:  # not on Windows, where nothing is locked
 from affect.core.config import ConfigError, flat, parse, read_yaml
 from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_state
 
+logger = logging.getLogger(__name__)
+
 
 def choose_folder(config: Any, name: str) -> tuple[Path, Path | None, str]:
     """Return the folder of a run, the checkpoint that it goes on from, if any, and why it is over if it is.
@@ -26,16 +30,16 @@ def choose_folder(config: Any, name: str) -> tuple[Path, Path | None, str]:
     """
     folder = Path(config.run.output_dir) if config.run.output_dir else _named(config, name)
     last = (list_checkpoints(folder) or [None])[-1]
-    if last is None and (old := _old_state(folder)):
-        raise ValueError(
-            f"{folder} holds a run of an earlier version of this program ({old}), which cannot be gone on from; give "
-            "another run.output_dir, or remove that folder"
-        )
-    if last and (differing := differing_keys(config, last)):
-        raise ValueError(
-            f"{folder} holds a run with other settings ({', '.join(differing)}); "
-            "give another run.output_dir, or remove that folder"
-        )
+    if other := _other_run(config, folder, last):
+        if not config.run.overwrite_output_dir:
+            raise ValueError(
+                f"{folder} holds a run {other}; give another output_dir, remove that folder, or set "
+                "overwrite_output_dir: true"
+            )
+        logger.info("%s: beginning anew in place of a run %s", folder, other)
+        for checkpoint in [*list_checkpoints(folder), *folder.glob("checkpoint-*")]:
+            shutil.rmtree(checkpoint)
+        last = None
     asked = find_checkpoint(config.run.resume_ckpt_path) if config.run.resume_ckpt_path else None
     if asked and (last is None or read_state(last).step < read_state(asked).step):
         return folder, asked, ""
@@ -56,10 +60,15 @@ def _named(config: Any, name: str) -> Path:
     return new
 
 
-def _old_state(folder: Path) -> str:
-    """Return the name of what an earlier training left to go on from; nothing where there is none."""
-    found = [*folder.glob("resume.pt"), *folder.glob("checkpoint-*/trainer_state.json")]
-    return str(found[0].relative_to(folder)) if found else ""
+def _other_run(config: Any, folder: Path, last: Path | None) -> str:
+    """Return in which way the run in a folder is another one; nothing where it is this one, or none."""
+    if last:
+        differing = differing_keys(config, last)
+        return f"with other settings ({', '.join(differing)})" if differing else ""
+    old = [*folder.glob("resume.pt"), *folder.glob("checkpoint-*/trainer_state.json")]
+    if not old:
+        return ""
+    return f"of an earlier version of this program ({old[0].relative_to(folder)}), which cannot be gone on from"
 
 
 def differing_keys(config: Any, checkpoint: Path) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,10 +29,15 @@ def load_weights(checkpoint: Path, model: AffectGPT) -> None:
     """
     fusion = _read_weights(checkpoint / "fusion.safetensors")
     _require_same(fusion, model.fusion_state(), checkpoint / "fusion.safetensors")
-    adapter = _read_weights(checkpoint / "adapter" / "adapter_model.safetensors")
-    _require_same(adapter, get_peft_model_state_dict(model.llm), checkpoint / "adapter")
+    load_adapter(checkpoint / "adapter", model.llm)
     model.load_state_dict(fusion, strict=False)
-    set_peft_model_state_dict(model.llm, adapter)
+
+
+def load_adapter(folder: Path, llm: PeftModel) -> None:
+    """Load an adapter into a language model with one of the same shape (raises ValueError where it does not fit)."""
+    adapter = _read_weights(folder / "adapter_model.safetensors")
+    _require_same(adapter, get_peft_model_state_dict(llm), folder)
+    set_peft_model_state_dict(llm, adapter)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

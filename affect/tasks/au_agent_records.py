@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from affect.core.causal_lm import pad_left
-from affect.core.conversation import SYSTEM, question_ids
+from affect.core.conversation import COLUMNS, SYSTEM, question_ids
 from affect.tasks.au_agent_config import AgentConfig
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
-"""What a field is for -> its name in records, unless dataset_info.json says otherwise."""
 MOST_FAULTS = 5
 """Wrong records named in one error, at most."""
 HELD_BACK = 0.1
@@ -73,6 +73,12 @@ def read_sets(config: AgentConfig) -> tuple[list[Record], list[Record]]:
     if count >= len(train):
         raise ValueError(f"val_size: {count} records held back of {len(train)} leave none to train on; lower it")
     return train[:-count], train[-count:]
+
+
+def digest(*sets: Sequence[Record]) -> str:
+    """Return what tells the records of some sets from others."""
+    told = json.dumps([[astuple(record) for record in records] for records in sets])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _read_all(config: AgentConfig, names: Sequence[str]) -> list[Record]:
@@ -178,7 +184,7 @@ def _warn_of_emotions(path: Path, records: Sequence[Record]) -> None:
 
 
 Example = dict[str, Any]
-"""input_ids: token ids of question and answer; answer_start: place of the answer's first token."""
+"""input_ids: token ids of question and answer; answer_start: place of the answer's first token; record: its number."""
 
 
 def make_examples(
@@ -194,8 +200,8 @@ def make_examples(
     answers = tokenizer([record.answer for record in records], add_special_tokens=False)["input_ids"] if records else []
     whole = [(asked, [*answer, stop]) for asked, answer in zip(questions, answers, strict=True)]
     examples = [
-        {"input_ids": (asked + answer)[:cutoff], "answer_start": len(asked)}
-        for asked, answer in whole
+        {"input_ids": (asked + answer)[:cutoff], "answer_start": len(asked), "record": number}
+        for number, (asked, answer) in enumerate(whole, 1)
         if len(asked) < cutoff
     ]
     shortened = sum(cutoff < len(asked) + len(answer) for asked, answer in whole) - (len(whole) - len(examples))
@@ -216,23 +222,34 @@ def make_examples(
 
 
 @dataclass(frozen=True)
-class AnswerCollator:
-    """Examples to a batch that is padded on the left, so that logits are needed for the batch's tail only."""
+class AnswerBatch:
+    """Examples that are read together, padded on the left, so that logits are needed for the batch's tail only."""
 
-    accepted: Collection[str]
-    """What the model's forward takes; with `logits_to_keep` the widest layer, the output, sees the tail alone."""
+    inputs: dict[str, Tensor | int]
+    """What the model's forward takes: ids, mask, positions [B, L]."""
+    labels: Tensor
+    """[B, K], K being one more than the longest answer's tokens."""
+    records: list[int]
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor | int]:
-        """Return ids, mask, positions [B, L] and labels [B, K], K being one more than the longest answer's tokens."""
-        ids, mask = pad_left([example["input_ids"] for example in examples])
-        width = ids.shape[1]
-        tail = 1 + max(len(example["input_ids"]) - example["answer_start"] for example in examples)
-        kept = min(tail, width) if "logits_to_keep" in self.accepted else width
-        answered = [example["input_ids"][example["answer_start"] :] for example in examples]
-        labels = torch.tensor([[NO_LOSS] * (kept - len(answer)) + answer for answer in answered])
-        optional = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0), "logits_to_keep": kept}
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        return batch | {name: value for name, value in optional.items() if name in self.accepted}
+
+def collate(examples: Sequence[Example], accepted: Collection[str]) -> AnswerBatch:
+    """Return examples as one batch: answers (5, 6) and (7,) get labels (-100, 5, 6) and (-100, -100, 7).
+
+    accepted: what the model's forward takes; with `logits_to_keep` the widest layer, the output, sees the tail alone.
+    """
+    ids, mask = pad_left([example["input_ids"] for example in examples])
+    answered = [example["input_ids"][example["answer_start"] :] for example in examples]
+    kept = min(1 + max(map(len, answered)), ids.shape[1]) if "logits_to_keep" in accepted else ids.shape[1]
+    labels = torch.tensor([[NO_LOSS] * (kept - len(answer)) + answer for answer in answered])
+    optional = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0), "logits_to_keep": kept}
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    inputs |= {name: value for name, value in optional.items() if name in accepted}
+    return AnswerBatch(inputs, labels, [example["record"] for example in examples])
+
+
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the answers' tokens, from logits [B, K, V] and labels [B, K]."""
+    return cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=NO_LOSS)
 
 
 def unigram_loss(train: Sequence[Example], held_out: Sequence[Example]) -> float:

@@ -129,11 +129,13 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded(
 )
 def test_the_au_agents_files_go_to_its_own_training(tmp_path, content, agent, monkeypatch):
     path, seen = tmp_path / "x.yaml", []
-    path.write_text(yaml.safe_dump(content))
-    monkeypatch.setattr("affect.tasks.au_agent.train_au_agent", lambda *arguments: seen.append(arguments) or "adapter")
+    least = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o"}
+    path.write_text(yaml.safe_dump({**least, **content} if agent else content))
+    monkeypatch.setattr("affect.tasks.au_agent.train_au_agent", lambda *arguments: seen.append(arguments) or True)
     if agent:
-        assert train.main(["--cfg-path", str(path), "--options", "a=1"]) == 0
-        assert seen == [(str(path), ["a=1"])]
+        assert train.main(["--cfg-path", str(path), "--options", "learning_rate=1"]) == 0
+        ((config, where),) = seen
+        assert (where, config.task, config.init_lr) == (str(path), "au_agent", 1)
     else:
         with pytest.raises(ValueError, match=r"x\.yaml|datasets"):
             train.main(["--cfg-path", str(path)])

@@ -7,18 +7,22 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArguments
 
 import affect.cli.train as train_script
+import affect.tasks.au_agent as au_agent
 import prepare_au_agent_data
-from affect.tasks.au_agent import train_au_agent
-from affect.tasks.au_agent_records import AnswerCollator
+from affect.core.config import parse, read_yaml
+from affect.engine.launch import start_accelerator
+from affect.tasks.au_agent_config import AgentConfig
+from affect.tasks.au_agent_records import read_sets
 from extractors.au.agent import AuAgent
 from extractors.au.templates import INSTRUCTION, frame_input
 from tiny_world import save_tiny_llm
@@ -68,10 +72,26 @@ def config(tmp_path, chat_llm):
         "max_steps": 6,
         "logging_steps": 1,
         "save_steps": 2,
+        "visualize_training": False,
     }
     path = tmp_path / "agent.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
+
+
+def read(path, options=()) -> AgentConfig:
+    return parse(AgentConfig, read_yaml(path), str(path), options)
+
+
+def train_au_agent(path, options=()) -> Path | None:
+    """Train as a file says; return the run's folder, None where it was stopped."""
+    config = read(path, options)
+    return Path(config.output_dir) if au_agent.train_au_agent(config, path) else None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first."""
+    return sorted(folder.glob("checkpoint_*"))
 
 
 def _adapter(folder):
@@ -131,6 +151,41 @@ def test_real_records_are_learned_well_below_the_unigram_baseline(shared, chat_l
     assert (tmp_path / "agent/loss_curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("accumulated", [1, 3], ids=["one batch a step", "three batches a step"])
+def test_every_step_is_that_of_transformers(config, tmp_path, accumulated):
+    """Where a step reads all records, so that their order is nothing, weights end where those of its Trainer end."""
+    shared = {
+        "per_device_train_batch_size": 3 // accumulated,
+        "gradient_accumulation_steps": accumulated,
+        "learning_rate": 0.01,
+        "max_steps": 8,
+        "warmup_steps": 3,
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.1,
+        "adam_beta2": 0.98,
+        "max_grad_norm": 0.5,
+    }
+    options = [f"{key}={value}" for key, value in shared.items()]
+    ours = _adapter(train_au_agent(config, [*options, "lora_dropout=0"]))
+    settings = read(config, [*options, "lora_dropout=0"])
+    task = au_agent.open_task(settings, start_accelerator(settings), *read_sets(settings))
+    task.save(tmp_path / "before", task.weights())
+
+    def collate(examples):
+        batch = task._batch(examples)
+        return batch.inputs | {"labels": batch.labels}
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "theirs"), report_to="none", remove_unused_columns=False, use_cpu=True, **shared
+    )
+    Trainer(task.model, arguments, collate, task.examples).train()
+    task.save(tmp_path / "theirs", task.weights())
+    theirs, before = (_adapter(tmp_path / name) for name in ("theirs", "before"))
+    assert max((theirs[name] - weight).abs().max() for name, weight in before.items()) > 0.02
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=0, atol=2e-5)
+
+
 def test_users_file_trains_with_nothing_but_its_paths_changed(shared, config, chat_llm, tmp_path):
     (tmp_path / "dataset_info.json").write_text('{"au_instruction_dataset": {"file_name": "records.jsonl"}}')
     file = shared / "goldens/user_configs/au_agent_lora_config.yaml"
@@ -179,7 +234,7 @@ def test_two_processes_train_as_one_of_twice_the_batch(config, tmp_path):
         [*command, "--cfg-path", str(config), "--options", *options], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("step 4/4  lr") == 1
+    assert done.stdout.count("Train: data epoch") == 4
     alone, together = (json.loads((folder / "results.json").read_text()) for folder in (one, tmp_path / "two"))
     assert together == pytest.approx(alone, abs=1e-5)
 
@@ -189,49 +244,50 @@ def test_two_processes_train_as_one_of_twice_the_batch(config, tmp_path):
 
 def test_stopped_run_goes_on_to_the_same_bits(config, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    whole = _adapter(train_au_agent(config))
-    folder = tmp_path / "agent"
-    (folder / "results.json").unlink()
-    shutil.rmtree(folder / "checkpoint-6")
-    (folder / "checkpoint-4/trainer_state.json").write_text('{"global_st')  # killed while it was written
-    (folder / "adapter_model.safetensors").unlink()
+    folder = train_au_agent(config)
+    whole, results = _adapter(folder), (folder / "results.json").read_text()
+    first, second, last = checkpoints(folder)
+    for file in ("results.json", "adapter_model.safetensors"):
+        (folder / file).unlink()
+    last.rename(folder / f".{last.name}.partial")  # killed while it was written
+    shutil.rmtree(second)
     train_au_agent(config, ["overwrite_output_dir=true"])
-    assert f"going on from {folder / 'checkpoint-2'}" in caplog.text
-    assert _same(whole, _adapter(folder))
+    assert f"going on from {first}" in caplog.text
+    assert _same(whole, _adapter(folder)) and (folder / "results.json").read_text() == results
+    assert [path.name for path in checkpoints(folder)] == [first.name, second.name, last.name]
 
 
 @pytest.mark.parametrize("best", [False, True], ids=["last", "best"])
-def test_run_killed_after_its_last_step_needs_no_more_steps(config, tmp_path, best):
+def test_the_adapter_is_that_of_the_best_or_of_the_last_step(config, tmp_path, best):
     other = tmp_path / "other.jsonl"  # what is never taught gets worse with every step
     other.write_text(json.dumps({"instruction": "?", "output": "#zq %zq"}))
     settings = [f"eval_dataset={other}", "eval_strategy=steps", "eval_steps=2", "learning_rate=0.06"]
-    settings.append(f"load_best_model_at_end={best}")
+    settings += [f"load_best_model_at_end={best}", "save_total_limit=1"]
     folder = train_au_agent(config, settings)
-    whole, results = _adapter(folder), (folder / "results.json").read_text()
-    assert json.loads(results)["best_step"] == 2
-    assert _same(whole, _adapter(folder / "checkpoint-2")) == best
-    (folder / "results.json").unlink()
-    (folder / "adapter_model.safetensors").unlink()
-    train_au_agent(config, settings)
-    assert _same(whole, _adapter(folder)) and (folder / "results.json").read_text() == results
+    results = json.loads((folder / "results.json").read_text())
+    kept = checkpoints(folder)
+    assert results["best_step"] == 2 and len(kept) == 2  # the last one, and the best
+    assert _same(_adapter(folder), _adapter(kept[not best])) and not _same(_adapter(kept[0]), _adapter(kept[1]))
+    scores = [json.loads((path / "state.json").read_text())["val_loss"] for path in kept]
+    assert results["held_out_loss"] == scores[not best] and scores[0] < scores[1]
+    assert AuAgent(read(config).model_name_or_path, kept[0], max_new_tokens=4).describe([{}])
 
 
 def test_sigterm_leaves_a_checkpoint_to_go_on_from(config, tmp_path, monkeypatch):
     whole = _adapter(train_au_agent(config, [f"output_dir={tmp_path / 'whole'}"]))
-    collate, calls = AnswerCollator.__call__, []
+    collate, calls = au_agent.collate, []
 
-    def signalling(self, examples):
+    def signalling(examples, accepted):
         calls.append(1)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return collate(self, examples)
+        return collate(examples, accepted)
 
-    monkeypatch.setattr(AnswerCollator, "__call__", signalling)
+    monkeypatch.setattr(au_agent, "collate", signalling)
     assert train_au_agent(config) is None
     folder = tmp_path / "agent"
     assert not (folder / "results.json").exists() and not (folder / "adapter_model.safetensors").exists()
-    steps = [int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*")]
-    assert steps and max(steps) < 6
+    assert json.loads((checkpoints(folder)[-1] / "state.json").read_text())["step"] == 3
     assert train_au_agent(config) == folder and _same(whole, _adapter(folder))
 
 
@@ -240,13 +296,16 @@ def test_finished_run_is_left_alone(config, tmp_path, caplog):
     adapter = train_au_agent(config)
     before = (adapter / "adapter_model.safetensors").stat().st_mtime_ns
     assert train_au_agent(config, ["logging_steps=2"]) == adapter
-    assert "this run is finished" in caplog.text
+    assert "all epochs are done; for a new run use another" in caplog.text
+    for checkpoint in checkpoints(adapter):  # users keep the adapter alone
+        shutil.rmtree(checkpoint)
+    assert train_au_agent(config) == adapter and "this run is finished" in caplog.text
     assert (adapter / "adapter_model.safetensors").stat().st_mtime_ns == before
 
 
 def test_other_settings_or_data_need_another_folder(config, tmp_path):
     first = _adapter(train_au_agent(config))
-    with pytest.raises(ValueError, match=r"holds a run with other settings \(learning_rate\); give another output_dir"):
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(init_lr\); give another output_dir"):
         train_au_agent(config, ["learning_rate=0.02"])
     records = tmp_path / "records.jsonl"
     records.write_text("".join(records.read_text().splitlines(keepends=True)[:2]))
@@ -254,6 +313,21 @@ def test_other_settings_or_data_need_another_folder(config, tmp_path):
         train_au_agent(config)
     anew = train_au_agent(config, ["overwrite_output_dir=true"])
     assert not _same(first, _adapter(anew)) and json.loads((anew / "results.json").read_text())["train_records"] == 2
+
+
+def test_a_folder_of_transformers_trainer_is_not_gone_on_from(config, chat_llm, tmp_path):
+    old = train_au_agent(config)
+    for checkpoint in checkpoints(old):
+        shutil.rmtree(checkpoint)
+    (old / "checkpoint-6").mkdir()
+    (old / "checkpoint-6/trainer_state.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"earlier version .*checkpoint-6.*, which cannot be gone on from; give"
+    ) as caught:
+        train_au_agent(config)
+    assert "\n" not in str(caught.value)
+    assert AuAgent(chat_llm, old, max_new_tokens=4).describe([{}])
+    assert train_au_agent(config, ["overwrite_output_dir=true"]) == old and not (old / "checkpoint-6").exists()
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -274,15 +348,16 @@ def test_models_that_cannot_be_used_are_named(config, chat_llm, tmp_path):
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(config, tmp_path, monkeypatch):
-    collate, calls = AnswerCollator.__call__, []
+    collate, calls = au_agent.collate, []
 
-    def breaking(self, examples):
+    def breaking(examples, accepted):
         calls.append(1)
-        batch = collate(self, examples)
-        return batch | {"labels": torch.full_like(batch["labels"], -100)} if len(calls) > 4 else batch
+        batch = collate(examples, accepted)
+        return replace(batch, labels=torch.full_like(batch.labels, -100)) if len(calls) > 4 else batch
 
-    monkeypatch.setattr(AnswerCollator, "__call__", breaking)
-    with pytest.raises(FloatingPointError, match=r"step \d: the loss is nan; lower learning_rate"):
+    monkeypatch.setattr(au_agent, "collate", breaking)
+    with pytest.raises(FloatingPointError, match=r"step \d: the loss is nan on records [123]; .* lower"):
         train_au_agent(config)
-    assert (tmp_path / "agent/checkpoint-2/adapter_model.safetensors").exists()
+    (kept,) = (path for path in checkpoints(tmp_path / "agent") if path.name.startswith("checkpoint_000002"))
+    assert (kept / "adapter_model.safetensors").exists()
     assert not (tmp_path / "agent/results.json").exists()

@@ -7,41 +7,71 @@ import pytest
 import torch
 import yaml
 
-from affect.core.typed_yaml import ConfigError
-from affect.tasks.au_agent import training_arguments
-from affect.tasks.au_agent_config import load_agent_config
+from affect.core.config import ConfigError, parse, read_yaml
+from affect.engine.launch import start_accelerator
+from affect.tasks.au_agent_config import AgentConfig
 
 SHIPPED = Path(__file__).resolve().parents[2] / "train_configs/au_agent_lora.yaml"
 LEAST = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o"}
 
 
+def read(path, options=()):
+    return parse(AgentConfig, read_yaml(path), str(path), options)
+
+
 def _load(folder, **settings):
     path = folder / "agent.yaml"
     path.write_text(yaml.safe_dump(LEAST | settings))
-    return load_agent_config(path)
+    return read(path)
 
 
 def test_users_file_keeps_its_meaning(shared, caplog):
     caplog.set_level(logging.INFO)
-    config = load_agent_config(shared / "goldens/user_configs/au_agent_lora_config.yaml")
+    config = read(shared / "goldens/user_configs/au_agent_lora_config.yaml")
     assert (config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_target) == (64, 128, 0.05, ["all"])
-    assert (config.dataset, config.cutoff_len, config.learning_rate) == (["au_instruction_dataset"], 1024, 5e-5)
-    assert (config.eval_strategy, config.eval_steps, config.save_steps, config.warmup_steps) == ("steps", 500, 500, 100)
-    assert (config.bf16, config.gradient_checkpointing, config.load_best_model_at_end) == (True, True, True)
+    assert (config.dataset, config.cutoff_len, config.init_lr) == (["au_instruction_dataset"], 1024, 5e-5)
+    assert (config.eval_strategy, config.eval_steps, config.save_every, config.warmup_steps) == ("steps", 500, 500, 100)
+    assert (config.bf16, config.amp, config.gradient_checkpointing, config.load_best_model_at_end) == (True,) * 4
+    assert (config.scheduler, config.max_epoch, config.keep_checkpoints, config.log_every) == ("cosine", 3, 3, 10)
+    assert (config.batch_size_train, config.gradient_accumulation_steps, config.weight_decay) == (4, 4, 0)
     keys = {record.message.split(": ")[1].removesuffix(" is not needed") for record in caplog.records}
-    assert keys == {"trust_remote_code", "template", "preprocessing_num_workers"}
+    assert keys == {
+        "trust_remote_code",
+        "template",
+        "preprocessing_num_workers",
+        "ddp_find_unused_parameters",
+    }
 
 
 def test_shipped_file_trains_as_that_of_users(shared):
-    users = load_agent_config(shared / "goldens/user_configs/au_agent_lora_config.yaml").trainer_settings()
-    ours = load_agent_config(SHIPPED)
-    assert ours.trainer_settings() == users | {"output_dir": ours.output_dir, "ddp_find_unused_parameters": None}
-    assert (ours.lora_rank, ours.lora_alpha, ours.lora_target, ours.bf16) == (64, 128, ["all"], True)
+    users, ours = (
+        read(file).model_dump() for file in (shared / "goldens/user_configs/au_agent_lora_config.yaml", SHIPPED)
+    )
+    other = {key for key in ours if ours[key] != users[key]}
+    assert other == {
+        "model_name_or_path",
+        "dataset",
+        "dataset_dir",
+        "eval_dataset",
+        "output_dir",
+        "overwrite_output_dir",
+        "group_by_length",
+        "trackers",
+    }
+
+
+def test_what_is_not_said_is_as_llamafactory_has_it(tmp_path):
+    config = _load(tmp_path)
+    assert (config.init_lr, config.max_epoch, config.scheduler, config.warmup_lr) == (5e-5, 3, "linear", 0)
+    assert (config.batch_size_train, config.gradient_accumulation_steps, config.per_device_eval_batch_size) == (8, 1, 8)
+    assert (config.weight_decay, config.adam_beta1, config.adam_beta2, config.max_grad_norm) == (0, 0.9, 0.999, 1)
+    assert (config.log_every, config.save_every, config.eval_strategy, config.seed) == (500, 500, "no", 42)
+    assert (config.lora_rank, config.lora_alpha, config.cutoff_len, config.keep_checkpoints) == (8, None, 2048, None)
 
 
 def test_options_override_the_file():
-    config = load_agent_config(SHIPPED, ["learning_rate=1e-3", "dataset=a, b"])
-    assert config.learning_rate == 1e-3 and config.dataset == ["a", "b"]
+    config = read(SHIPPED, ["learning_rate=1e-3", "dataset=a, b"])
+    assert config.init_lr == 1e-3 and config.dataset == ["a", "b"]
 
 
 def test_every_fault_is_told_at_once(tmp_path):
@@ -56,12 +86,9 @@ def test_every_fault_is_told_at_once(tmp_path):
 def test_required_keys_are_named(tmp_path):
     (tmp_path / "agent.yaml").write_text("stage: sft\n")
     with pytest.raises(ConfigError) as caught:
-        load_agent_config(tmp_path / "agent.yaml")
-    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == [
-        "output_dir",
-        "model_name_or_path",
-        "dataset",
-    ]
+        read(tmp_path / "agent.yaml")
+    named = {line.split(": ")[1] for line in str(caught.value).splitlines()}
+    assert named == {"output_dir", "model_name_or_path", "dataset"}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +101,9 @@ def test_required_keys_are_named(tmp_path):
         ),
         ({"bf16": True, "fp16": True}, "bf16 and fp16 are both True"),
         ({"eval_dataset": "e", "val_size": 0.1}, "eval_dataset and val_size are both given"),
-        ({"report_to": "mlflow"}, "report_to is mlflow"),
+        ({"report_to": "mlflow"}, "trackers.0: .*'tensorboard' or 'wandb', found 'mlflow'"),
+        ({"early_stop": 2}, "early_stop needs an eval_strategy"),
+        ({"learning_rate": 1e-3, "lr": 1e-4}, "found both .*learning_rate.* and .*lr.*expected one"),
     ],
 )
 def test_contradictions_are_refused(tmp_path, settings, message):
@@ -85,7 +114,7 @@ def test_contradictions_are_refused(tmp_path, settings, message):
 def test_bare_no_is_a_strategy(tmp_path):
     path = tmp_path / "agent.yaml"
     path.write_text(yaml.safe_dump(LEAST) + "eval_strategy: no\nsave_strategy: no\n")
-    config = load_agent_config(path)
+    config = read(path)
     assert (config.eval_strategy, config.save_strategy) == ("no", "no")
 
 
@@ -94,21 +123,57 @@ def test_half_precision_without_a_gpu_is_float32_with_a_line(tmp_path, monkeypat
     caplog.set_level(logging.INFO)
     for half in ("bf16", "fp16"):
         caplog.clear()
-        arguments = training_arguments(_load(tmp_path, output_dir=str(tmp_path), **{half: True}))
-        assert not arguments.bf16 and not arguments.fp16
-        assert caplog.messages == ["no GPU: training on the CPU in float32"]
+        accelerator = start_accelerator(_load(tmp_path, **{half: True}))
+        assert accelerator.mixed_precision == "no"
+        assert caplog.messages == ["no GPU is used: training on the CPU in float32"]
 
 
 def test_tracker_that_is_not_installed_stops_nothing(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("affect.tasks.au_agent_config.find_spec", lambda name: None)
     caplog.set_level(logging.INFO)
-    arguments = training_arguments(_load(tmp_path, output_dir=str(tmp_path), report_to="tensorboard"))
-    assert arguments.report_to == [] and "tensorboard is not installed" in caplog.text
+    assert _load(tmp_path, report_to="tensorboard").trackers == []
+    assert "tensorboard is not installed" in caplog.text
+
+
+def _settled(folder, batches=100, **given):
+    config = _load(folder, **given)
+    return config.settled(config.steps(batches))
 
 
 def test_warm_up_is_a_number_of_steps_or_a_share(tmp_path):
-    steps = [
-        training_arguments(_load(tmp_path, output_dir=str(tmp_path), **given)).warmup_steps
-        for given in ({"warmup_steps": 7, "warmup_ratio": 0.5}, {"warmup_ratio": 0.1})
-    ]
-    assert steps == [7, 0.1]
+    ways = [{"warmup_steps": 7, "warmup_ratio": 0.5}, {"warmup_ratio": 0.1}, {"lr_scheduler_type": "constant"}]
+    ways.append({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3})
+    ways[2]["warmup_steps"] = 9  # as with transformers, constant is constant from the start
+    assert [_settled(tmp_path, **given).warmup_steps for given in ways] == [7, 30, 0, 3]
+
+
+def test_steps_are_counted_as_transformers_counts_them(tmp_path):
+    """A pass over 10 batches, 3 a step, has 4 steps; the run ends within a pass where num_train_epochs does."""
+    for given, total in (
+        ({}, 12),
+        ({"num_train_epochs": 0.5}, 2),
+        ({"num_train_epochs": 1.3}, 6),
+        ({"max_steps": 5}, 5),
+    ):
+        steps = _load(tmp_path, gradient_accumulation_steps=3, **given).steps(10)
+        assert (steps.of_pass, steps.run) == (4, total)
+
+
+@pytest.mark.parametrize(
+    ("given", "epoch", "save_every", "kept"),
+    [
+        ({}, 100, None, 300),
+        ({"save_steps": 40}, 40, None, 300),
+        ({"save_strategy": "no"}, 300, None, 1),
+        ({"save_strategy": "epoch", "save_total_limit": 2}, 100, None, 2),
+        ({"eval_strategy": "steps", "eval_steps": 50, "save_steps": 20}, 50, 20, 300),
+        ({"eval_strategy": "steps", "logging_steps": 50}, 50, None, 300),
+        ({"eval_strategy": "epoch", "save_steps": 30, "save_total_limit": 1}, 100, 30, 1),
+        ({"eval_strategy": "steps", "eval_steps": 10, "save_strategy": "no"}, 10, None, 1),
+    ],
+)
+def test_when_is_evaluated_and_saved(tmp_path, given, epoch, save_every, kept):
+    config = _load(tmp_path, **({"save_steps": 100} | given))
+    steps = config.steps(100)
+    settled = config.settled(steps)
+    assert (steps.epoch, settled.save_every, settled.keep_checkpoints) == (epoch, save_every, kept)

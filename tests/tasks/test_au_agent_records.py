@@ -9,14 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from affect.core.conversation import SYSTEM, question_ids
+from affect.core.conversation import COLUMNS, SYSTEM, question_ids
 from affect.tasks.au_agent_config import AgentConfig
 from affect.tasks.au_agent_records import (
-    COLUMNS,
     NO_LOSS,
-    AnswerCollator,
     Record,
     Source,
+    answer_loss,
+    collate,
+    digest,
     find_source,
     make_examples,
     read_records,
@@ -145,7 +146,7 @@ def test_loss_is_on_the_answer_and_its_end_alone(tokenizer):
     examples = make_examples(records, tokenizer, STOP, 4096)
     asked = question_ids(tokenizer, [(SYSTEM, frame_prompt(FRAME))])[0]
     assert examples[0]["input_ids"][: examples[0]["answer_start"]] == asked
-    labels = AnswerCollator({"position_ids"})(examples)["labels"]
+    labels = collate(examples, {"position_ids"}).labels
     for example, row in zip(examples, labels.tolist(), strict=True):
         learned = [token for token in row if token != NO_LOSS]
         assert learned == example["input_ids"][example["answer_start"] :] and learned[-1] == STOP
@@ -170,8 +171,8 @@ def test_padding_and_missing_logits_change_no_loss(tiny_llm, tokenizer):
     records = [Record("S", "Q" * 30, "The brows are drawn down."), Record("", "Q", "At rest.")]
     examples = make_examples(records, tokenizer, STOP, 4096)
     accepted = frozenset(inspect.signature(model.forward).parameters)
-    tail, full = (AnswerCollator(names)(examples) for names in (accepted, accepted - {"logits_to_keep"}))
-    assert tail["labels"].shape[1] < full["labels"].shape[1] == full["input_ids"].shape[1]
+    tail, full = (collate(examples, names) for names in (accepted, accepted - {"logits_to_keep"}))
+    assert tail.labels.shape[1] < full.labels.shape[1] == full.inputs["input_ids"].shape[1]
     alone, tokens = 0.0, 0
     for example in examples:
         ids = torch.tensor([example["input_ids"]])
@@ -179,8 +180,16 @@ def test_padding_and_missing_logits_change_no_loss(tiny_llm, tokenizer):
         answer = ids[0, example["answer_start"] :]
         alone += torch.nn.functional.cross_entropy(logits, answer, reduction="sum").item()
         tokens += len(answer)
-    assert model(**tail).loss.item() == pytest.approx(alone / tokens, rel=1e-5)
-    assert model(**full).loss.item() == pytest.approx(alone / tokens, rel=1e-5)
+    for batch in (tail, full):
+        loss = answer_loss(model(**batch.inputs).logits, batch.labels).item()
+        assert loss == pytest.approx(alone / tokens, rel=1e-5)
+    assert model(**full.inputs, labels=full.labels).loss.item() == pytest.approx(alone / tokens, rel=1e-5)
+
+
+def test_records_are_told_apart_from_other_records():
+    one, other = Record("S", "Q", "A."), Record("S", "Q", "B.")
+    assert digest([one], [other]) == digest([one], [other])
+    assert len({digest([one], [other]), digest([other], [one]), digest([one, other], []), digest([one], [])}) == 4
 
 
 def test_unigram_baseline_is_that_of_smoothed_counts():
