@@ -1,6 +1,8 @@
 """The benchmark commands run and print figures that can be read."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -50,3 +52,24 @@ def test_extraction_shares_add_up(figures, tmp_path):
     )
     assert (found["clips"], found["failed"]) == (4, 0)
     assert sum(found["main_process_share"].values()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["extract", "store", "train", "infer", "fer"])
+def test_every_benchmark_tells_its_settings(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: benchmark {name}" in capsys.readouterr().out
+
+
+def test_only_what_is_asked_for_is_imported():
+    look = "import sys; from benchmarks.__main__ import main\ntry: main(['store', '--help'])\nexcept SystemExit: pass\n"
+    look += "print([name for name in ('torch', 'benchmarks.train', 'transformers') if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "[]"
+
+
+def test_an_unknown_benchmark_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["speed"])
+    assert "invalid choice: 'speed'" in capsys.readouterr().err
