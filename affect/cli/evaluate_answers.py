@@ -247,7 +247,7 @@ def _with_units(answer: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """Return an answer with its clip's highest intensities from its AU JSON."""
     highest: dict[str, float] = {}
     for frame in read_au_json(find_au_json(root, answer["dataset"], answer["name"])).per_frame_au_descriptions:
-        for key, value in (frame.get("active_aus") or parse_au_description(frame.get("au_description", ""))).items():
+        for key, value in frame["active_aus"].items():
             unit = key.removesuffix("_r")
             highest[unit] = max(value, highest.get(unit, 0.0))
     return {**answer, "action_units": highest}

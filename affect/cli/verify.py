@@ -12,49 +12,40 @@ import argparse
 import json
 import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
-from affect.core.au_json import au_json_path, find_au_json, read_au_json, require_sentences
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import STORED_MODALITIES, Modality
-from affect.data.config import Config, DatasetConfig, load_config
-from affect.data.manifest import read_clips
-from affect.features.store import FeatureError, FeatureStore
+from affect.features.store import FeatureStore
 
-
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of one check of one clip."""
-
-    dataset: str
-    clip: str
-    check: str
-    """au_json, sentences, counts, or the name of a stream."""
-    ok: bool
-    detail: str = ""
+if TYPE_CHECKING:  # imported when it is known that there is something to check
+    from affect.data.au_check import Finding
+    from affect.data.config import Config, DatasetConfig
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Check every clip of every data set and print the findings; return the exit code."""
     args = parse_arguments(arguments)
+    from affect.data.au_check import check_dataset
+    from affect.data.config import load_config
+
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # folders without a sidecar
     config = load_config(args.cfg_path, args.options) if args.cfg_path else config_of_options(args)
-    findings = []
+    findings: list[Finding] = []
     for name, section in config.datasets.items():
         if args.dataset in (None, name):
             streams = LAYOUTS[section.face_or_frame].needed if args.cfg_path else extracted_streams(name, section)
-            findings += check_dataset(name, section, config, streams)
+            findings += check_dataset(name, section, config.model, streams)
     if not findings:
         raise ValueError(f"no clip was checked: expected data set {args.dataset!r} in the configuration")
     failed = [finding for finding in findings if not finding.ok]
     if args.json:
         print(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, ensure_ascii=False))
     else:
-        print_findings(findings)
+        print_findings(findings, failed)
     return 1 if failed else 0
 
 
@@ -83,18 +74,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def config_of_options(args: argparse.Namespace) -> Config:
     """Return a configuration for checking without a train config; dimensions are those of the sidecars."""
+    from affect.data.config import Config, DatasetConfig
+
+    given = {key: value for key, value in vars(args).items() if key in DatasetConfig.model_fields}
     config = Config()
-    config.datasets[args.dataset] = DatasetConfig(
-        csv_path=args.csv_path,
-        csv_column=args.csv_column,
-        preextracted_root=args.save_root,
-        mer_factory_output=args.mer_factory_output,
-        visual_encoder=args.visual_encoder,
-        acoustic_encoder=args.acoustic_encoder,
-        au_encoder=args.au_encoder,
-        frame_sampling=args.frame_sampling,
-        frame_n_frms=args.frame_n_frms,
-    )
+    config.datasets[args.dataset] = DatasetConfig(preextracted_root=args.save_root, **given)
     store = FeatureStore(Path(args.save_root), args.dataset)
     for stream in STORED_MODALITIES:
         sidecar = store.provenance(config.datasets[args.dataset].spec(stream, 1))
@@ -111,84 +95,21 @@ def extracted_streams(dataset: str, section: DatasetConfig) -> tuple[Modality, .
     return tuple(dict.fromkeys([*found, Modality.AU]))
 
 
-def check_dataset(dataset: str, section: DatasetConfig, config: Config, streams: tuple[Modality, ...]) -> list[Finding]:
-    """Check the given streams of every clip of a data set."""
-    store = FeatureStore(Path(section.preextracted_root), dataset)
-    au_root = Path(section.mer_factory_output or Path(section.preextracted_root) / "au_json")
-    findings = []
-    for name in clip_names(dataset, section, store, au_root):
-        findings += check_clip(name, dataset, section, config, store, au_root, streams)
-    return findings
-
-
-def clip_names(dataset: str, section: DatasetConfig, store: FeatureStore, au_root: Path) -> list[str]:
-    """Return the clips of the table, or without one every clip of which anything is there."""
-    if section.csv_path:
-        return [clip.name for clip in read_clips(dataset, section)]
-    names = store.names()
-    # with the data set's folder between root and clips, or without
-    folder = au_json_path(au_root, dataset, "any").parent.parent
-    folder = folder if folder.is_dir() else au_root
-    names |= {path.parent.name for path in folder.glob("*/*_au_analysis.json")}
-    if not names:
-        raise ValueError(f"{store.root} and {au_root}: expected features or AU JSON of {dataset}, found neither")
-    return sorted(names)
-
-
-def check_clip(
-    name: str,
-    dataset: str,
-    section: DatasetConfig,
-    config: Config,
-    store: FeatureStore,
-    au_root: Path,
-    streams: tuple[Modality, ...],
-) -> list[Finding]:
-    """Check AU JSON, sentences, every stream's features and that sentences and AU rows agree in number."""
-    findings, rows = [], {}
-    sentences = None
-
-    def note(check: str, fault: object = "") -> None:
-        findings.append(Finding(dataset, name, check, ok=not fault, detail=" ".join(str(fault).split())))
-
-    if Modality.AU in streams:
-        try:
-            path = find_au_json(au_root, dataset, name)
-            analysis = read_au_json(path)
-            note("au_json")
-            sentences = require_sentences(analysis, path)
-            note("sentences")
-        except (ValueError, OSError) as error:
-            note("sentences" if findings else "au_json", error)
-    for stream in streams:
-        try:
-            rows[stream] = len(store.read(section.spec(stream, config.model.feature_dim(stream)), name))
-            note(stream)
-        except FeatureError as error:
-            note(stream, error)
-    if sentences is not None and Modality.AU in rows:
-        agree = len(sentences) == rows[Modality.AU]
-        note(
-            "counts", "" if agree else f"expected one AU row a sentence, found {rows[Modality.AU]} and {len(sentences)}"
-        )
-    return findings
-
-
-def print_findings(findings: list[Finding]) -> None:
+def print_findings(findings: Sequence[Finding], failed: Sequence[Finding]) -> None:
     """Print a table of checks and the first faults."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console()
-    table = Table(title="AU pipeline")
-    for column in ("data set", "check", "ok", "failed"):
-        table.add_column(column, justify="right" if column in ("ok", "failed") else "left")
+    table = Table("data set", "check", title="AU pipeline")
+    table.add_column("ok", justify="right")
+    table.add_column("failed", justify="right")
     counts = Counter((finding.dataset, finding.check, finding.ok) for finding in findings)
     for dataset, check in dict.fromkeys((finding.dataset, finding.check) for finding in findings):
         table.add_row(dataset, check, str(counts[dataset, check, True]), str(counts[dataset, check, False]))
     console.print(table)
-    failed = [finding for finding in findings if not finding.ok]
     for finding in failed[:20]:
         console.print(f"{finding.clip}: {finding.check}: {finding.detail}", markup=False, highlight=False)
-    clips = len({(finding.dataset, finding.clip) for finding in findings})
-    bad = len({(finding.dataset, finding.clip) for finding in failed})
-    console.print(
-        f"{clips} clips, {bad} with faults" + (f", first 20 of {len(failed)} shown" if len(failed) > 20 else "")
-    )
+    clips, bad = (len({(finding.dataset, finding.clip) for finding in some}) for some in (findings, failed))
+    more = f", first 20 of {len(failed)} shown" if len(failed) > 20 else ""
+    console.print(f"{clips} clips, {bad} with faults{more}")

@@ -105,7 +105,7 @@ class Grounding:
 
 
 def ground(texts: Iterable[tuple[str, Collection[str] | None]]) -> Grounding:
-    """Return how texts agree with the action units that they are about: pairs of text and units (None: not known)."""
+    """Return how texts agree with the action units (`AU12`) that they are about: pairs of text and units or None."""
     counts = Grounding()
     for text, active in texts:
         counts.add(text, active)
@@ -147,7 +147,7 @@ def mentions(text: str) -> list[Mention]:
     """Return what a text says of movements in the face, each kind of movement once."""
     found: dict[Units, Mention] = {}
     for sentence in re.finditer(r"[^.;!?\n]+", text):
-        for start, end, units in _Sentence.of(text, *sentence.span()).units():
+        for start, end, units in _Sentence(text, list(WORDS.finditer(text, *sentence.span()))).units():
             if not is_negated(text, start) and not ABSENT.search(text, sentence.start(), start):
                 found.setdefault(units, Mention(text[start:end], units))
     return list(found.values())
@@ -159,10 +159,6 @@ class _Sentence:
 
     text: str
     words: list[re.Match[str]]
-
-    @classmethod
-    def of(cls, text: str, start: int, end: int) -> _Sentence:
-        return cls(text, list(WORDS.finditer(text, start, end)))
 
     def kind(self, i: int) -> str:
         """What a word is: part, move, alone or code; '' outside the sentence."""

@@ -19,7 +19,7 @@ import pandas as pd
 
 from affect.core.au_json import AuAnalysis
 from affect.core.errors import MediaError
-from extractors.au.openface import analyse_table
+from extractors.au.openface import analyse_table, frame_table
 from extractors.media.video import all_frames
 
 TOOL = "mediapipe face mesh (landmark geometry)"
@@ -186,14 +186,7 @@ def table_of(landmarks: np.ndarray, timestamps: np.ndarray) -> pd.DataFrame:
     FaceMesh states no confidence; it is 1 where there is a face.
     """
     face = np.isfinite(landmarks).all(axis=(1, 2))
-    table = pd.DataFrame(
-        {
-            "frame": np.arange(1, len(landmarks) + 1),
-            "timestamp": np.round(timestamps, 3),
-            "confidence": face.astype(float),
-            "face": face,
-        }
-    )
+    table = frame_table(timestamps, face.astype(float), face)
     table[[f"{unit}_r" for unit in MOVEMENTS]] = np.nan
     if face.any():
         measured = intensities(landmarks[face])

@@ -112,11 +112,11 @@ def _run(command: list[str], timeout_s: float, video: Path) -> tuple[int, str]:
 # -- reading -----------------------------------------------------------------------------------
 
 
-def read_openface(path: str | Path, confidence: float = CONFIDENCE) -> pd.DataFrame:
+def read_openface(path: str | Path) -> pd.DataFrame:
     """Return one row a frame: frame (1..N), timestamp (s), confidence, face (bool), AU01_r ... (0..5).
 
     Reads every layout of FeatureExtraction, and OpenDBM's `*_facau.csv` that renames the columns of one.
-    Negative intensities become 0. A frame whose `success` is 0, whose confidence is below `confidence`
+    Negative intensities become 0. A frame whose `success` is 0, whose confidence is below `CONFIDENCE`
     or that the table leaves out has no face, and NaN for its AUs.
     Of several faces (`face_id`) the one is kept whose believed rows have the largest sum of confidence,
     that is the longest track, weighed by how sure the tool was; the lowest id of equals.
@@ -125,7 +125,7 @@ def read_openface(path: str | Path, confidence: float = CONFIDENCE) -> pd.DataFr
     path = Path(path)
     numbers = _read_numbers(path)
     _check_rows(path, numbers)
-    numbers["face"] = (numbers["success"] == 1) & (numbers["confidence"] >= confidence)
+    numbers["face"] = (numbers["success"] == 1) & (numbers["confidence"] >= CONFIDENCE)
     units = [key for key in numbers if key in _UNIT_COLUMNS]
     holes = ~np.isfinite(numbers.loc[numbers["face"], units])
     if holes.to_numpy().any():
@@ -228,6 +228,12 @@ def _fill_gaps(table: pd.DataFrame, last_frame: int) -> pd.DataFrame:
     return filled.reset_index()
 
 
+def frame_table(timestamps: np.ndarray, confidence: np.ndarray, face: np.ndarray) -> pd.DataFrame:
+    """Return a table in the form of `read_openface` without AUs; timestamps (s), confidence and face are [T]."""
+    rows = {"frame": np.arange(1, len(face) + 1), "timestamp": np.round(timestamps, 3)}
+    return pd.DataFrame({**rows, "confidence": confidence, "face": face})
+
+
 # -- analysing ---------------------------------------------------------------------------------
 
 
@@ -236,28 +242,22 @@ def overall_intensity(table: pd.DataFrame) -> np.ndarray:
     return table.filter(regex=r"^AU\d\d_r$").sum(axis=1).to_numpy(dtype=float)
 
 
-def find_peaks(intensity: np.ndarray, height: float = PEAK_HEIGHT, distance: int = PEAK_DISTANCE) -> list[int]:
+def find_peaks(intensity: np.ndarray) -> list[int]:
     """Return the 0-based frames where the overall intensity [N] peaks, in the order of time."""
-    return [int(i) for i in scipy_signal.find_peaks(intensity, height=height, distance=distance)[0]]
+    return [int(i) for i in scipy_signal.find_peaks(intensity, height=PEAK_HEIGHT, distance=PEAK_DISTANCE)[0]]
 
 
-def analyse_openface(
-    path: str | Path,
-    source_path: str | Path = "",
-    confidence: float = CONFIDENCE,
-    active_threshold: float = ACTIVE_THRESHOLD,
-    tool: str = "OpenFace",
-) -> AuAnalysis:
+def analyse_openface(path: str | Path, source_path: str | Path = "") -> AuAnalysis:
     """Return what a table says of its clip: active AUs of every frame, peaks, frames without a face.
 
-    `source_path` is the video, `tool` what measured. Raises as `read_openface` does.
+    `source_path` is the video. Raises as `read_openface` does.
     """
     details = {
-        "confidence_threshold": confidence,
+        "confidence_threshold": CONFIDENCE,
         "face_rule": "success = 1 and confidence at least confidence_threshold; of several faces the one with the "
         "largest sum of confidence",
     }
-    return analyse_table(read_openface(path, confidence), str(path), tool, source_path, active_threshold, details)
+    return analyse_table(read_openface(path), str(path), "OpenFace", source_path, details=details)
 
 
 def analyse_table(

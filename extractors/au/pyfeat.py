@@ -17,7 +17,7 @@ import pandas as pd
 
 from affect.core.au_json import AuAnalysis
 from affect.core.facs import ACTION_UNITS
-from extractors.au.openface import CONFIDENCE, analyse_table
+from extractors.au.openface import CONFIDENCE, analyse_table, frame_table
 from extractors.media.video import read_video
 
 TOOL = "py-feat (Detectorv1, xgb)"
@@ -77,14 +77,9 @@ def table_of(faces: pd.DataFrame, num_frames: int, fps: float) -> pd.DataFrame:
         .set_index("frame")
         .reindex(range(num_frames))
     )
-    table = pd.DataFrame(
-        {
-            "frame": np.arange(1, num_frames + 1),
-            "timestamp": np.round(np.arange(num_frames) / fps, 3),
-            "confidence": largest["FaceScore"].fillna(0.0).to_numpy(),
-            "face": (largest["FaceScore"] >= CONFIDENCE).to_numpy(),
-        }
-    )
+    score = largest["FaceScore"]
+    face = (score >= CONFIDENCE).to_numpy()
+    table = frame_table(np.arange(num_frames) / fps, score.fillna(0.0).to_numpy(), face)
     for unit in units:
         table[f"{unit}_r"] = (largest[unit].astype(float) * SCALE).clip(0, 5).to_numpy()
         table.loc[~table["face"], f"{unit}_r"] = np.nan

@@ -93,10 +93,10 @@ def build_encoder(modality: Modality | str, name: str, device: str = "cpu", weig
 
         return HfVisionEncoder(name, source, device, NAMED[modality].get(name))
     if modality == Modality.AU:
-        from extractors.encoders.open_clip_text import OpenClipTextEncoder
+        from extractors.encoders.openclip import OpenClipTextEncoder
 
         return OpenClipTextEncoder(name, source, device)
-    from extractors.encoders.open_clip_vision import OpenClipVisionEncoder
+    from extractors.encoders.openclip import OpenClipVisionEncoder
 
     return OpenClipVisionEncoder(name, source, device)
 

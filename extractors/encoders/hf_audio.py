@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,15 @@ import transformers
 from transformers import AutoFeatureExtractor, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from affect.core.weights import source_hash
-from extractors.encoders.batches import chunks, encode_batches, feature_width, split_rows
-from extractors.encoders.loading import WeightsError, load_model, load_pretrained, precision
+from extractors.encoders.loading import WeightsError, load_model, load_pretrained
 from extractors.encoders.prepare import as_it_is, level_together
+from extractors.encoders.pretrained import PretrainedEncoder
 from extractors.media.audio import SAMPLE_RATE
 
-_CLIPS_AT_ONCE = 32
 _LAYERS = 4
 
 
-class HfAudioEncoder:
+class HfAudioEncoder(PretrainedEncoder):
     """Mean of the last four hidden layers, then mean over time: [C, 1024] for HUBERT_LARGE and WAVLM_LARGE.
 
     Models that take the wave itself: HuBERT (Hsu et al., IEEE/ACM TASLP 2021), WavLM (Chen et al.,
@@ -31,34 +30,26 @@ class HfAudioEncoder:
     there, of another kind, or of another type than `model_type`.
     """
 
+    family = "hf_audio"
+    rows_at_once = 32
+    libraries = (torch, transformers)
+
     def __init__(self, name: str, source: str, device: str = "cpu", model_type: str | None = None) -> None:
-        self.name = name
-        self._device, self._dtype = device, precision(device)
+        super().__init__(name, source, device)
         self._model = load_model(name, source, device, "sound waves", _takes_waves, model_type)
         self.prepare = level_together if _wants_level(name, source) else as_it_is
-        self.dim = feature_width(self._encode, np.zeros(SAMPLE_RATE, np.float32), name, source)
-        self._hash = source_hash(source)
+        self._try_out(np.zeros(SAMPLE_RATE, np.float32), source_hash(source))
 
     def provenance(self) -> dict[str, Any]:
         """Return how the features are made, as plain JSON values."""
         level = "mean 0 and variance 1 over all clips" if self.prepare is level_together else "as it is"
-        return {
-            "family": "hf_audio",
-            "model": self._model.config.model_type,
-            "weights": self._hash,
-            "layer": f"mean of the last {_LAYERS} hidden layers",
-            "pooling": "mean over time",
-            "preprocessing": f"{SAMPLE_RATE} Hz, {level}",
-            "precision": str(self._dtype).removeprefix("torch."),
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        }
+        layer = f"mean of the last {_LAYERS} hidden layers"
+        made = self._provenance(layer, "mean over time", f"{SAMPLE_RATE} Hz, {level}")
+        return {**made, "model": self._model.config.model_type}
 
-    def __call__(self, items: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-        """Return [C, D] for each item of prepared sound clips float32 [C, N] at 16 kHz; [0, D] for None, no sound."""
-        clips = [clip for item in items if item is not None for clip in item]
-        of_one_length = (list(group) for _, group in itertools.groupby(clips, key=len))
-        batches = (batch for group in of_one_length for batch in chunks(group, _CLIPS_AT_ONCE))
-        return split_rows(encode_batches(batches, self._encode, self.dim), items)
+    def _batches(self, rows: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
+        for _, of_one_length in itertools.groupby(rows, key=len):
+            yield from super()._batches(list(of_one_length))
 
     def _encode(self, clips: Sequence[np.ndarray]) -> torch.Tensor:
         waves = torch.from_numpy(np.stack(clips)).to(self._device, self._dtype)

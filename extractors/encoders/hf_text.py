@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from affect.core.weights import source_hash
-from extractors.encoders.batches import chunks, encode_batches, feature_width, split_rows
-from extractors.encoders.loading import WeightsError, load_model, load_pretrained, precision
+from extractors.encoders.loading import WeightsError, load_model, load_pretrained
 from extractors.encoders.prepare import as_it_is
+from extractors.encoders.pretrained import PretrainedEncoder
 
-_TEXTS_AT_ONCE = 256
 _LONGEST = 512
 
 
-class HfTextEncoder:
+class HfTextEncoder(PretrainedEncoder):
     """One row of length 1 a text, [N, D].
 
     Models of pictures and text give their `get_text_features`: CLIP's projection of the end-of-text
@@ -28,10 +26,13 @@ class HfTextEncoder:
     weights that are not there or of another kind.
     """
 
+    family = "hf_text"
+    rows_at_once = 256
+    libraries = (torch, transformers)
+    prepare = staticmethod(as_it_is)
+
     def __init__(self, name: str, source: str, device: str = "cpu") -> None:
-        self.name = name
-        self.prepare = as_it_is
-        self._device = device
+        super().__init__(name, source, device)
         model = load_model(name, source, device, "text", _takes_text)
         self._model = model.get_encoder() if model.config.is_encoder_decoder else model
         self._tokenizer = _load_tokenizer(name, source)
@@ -43,28 +44,15 @@ class HfTextEncoder:
         # SigLIP reads its last position, and was trained on padded texts without a mask
         self._padded = model.config.model_type.startswith("siglip")
         self._empty = "" if self._tokenizer("")["input_ids"] else self._tokenizer.pad_token
-        self.dim = feature_width(self._encode, "", name, source)
-        self._hash = source_hash(source)
+        self._try_out("", source_hash(source))
 
     def provenance(self) -> dict[str, Any]:
         """Return how the features are made, as plain JSON values."""
         projects = hasattr(self._model, "get_text_features") or hasattr(self._model, "text_projection")
         layer, pooling = ("text projection", "the model's own") if projects else ("last layer", "mean over tokens")
-        return {
-            "family": "hf_text",
-            "model": self._model.config.model_type,
-            "weights": self._hash,
-            "layer": layer,
-            "pooling": f"{pooling}, then length 1",
-            "preprocessing": f"{self._length} tokens{', padded' if self._padded else ' at most'}",
-            "precision": str(precision(self._device)).removeprefix("torch."),
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        }
-
-    def __call__(self, items: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Return [N, D] for each list of N texts."""
-        texts = [text for item in items for text in item]
-        return split_rows(encode_batches(chunks(texts, _TEXTS_AT_ONCE), self._encode, self.dim), items)
+        preprocessing = f"{self._length} tokens{', padded' if self._padded else ' at most'}"
+        made = self._provenance(layer, f"{pooling}, then length 1", preprocessing)
+        return {**made, "model": self._model.config.model_type}
 
     def _encode(self, texts: Sequence[str]) -> torch.Tensor:
         tokens = self._tokenizer(

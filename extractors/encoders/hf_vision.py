@@ -11,12 +11,11 @@ import transformers
 from transformers import AutoImageProcessor, PreTrainedModel
 
 from affect.core.weights import source_hash
-from extractors.encoders.batches import chunks, encode_batches, feature_width, split_rows
-from extractors.encoders.loading import load_model, load_pretrained, precision, try_out
+from extractors.encoders.loading import load_model, load_pretrained, try_out
 from extractors.encoders.picture_input import PictureInput
-from extractors.encoders.pictures import PictureShape
+from extractors.encoders.prepare import PictureShape
+from extractors.encoders.pretrained import PretrainedEncoder
 
-_FRAMES_AT_ONCE = 64
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 _LAYER_AND_POOLING = {
     "clip": ("image projection", "class token"),
@@ -25,7 +24,7 @@ _LAYER_AND_POOLING = {
 }
 
 
-class HfVisionEncoder:
+class HfVisionEncoder(PretrainedEncoder):
     """One row a picture, not normalised: 768 wide for CLIP_VIT_LARGE, 1152 for SIGLIP_SO, 1024 for DINO2_LARGE.
 
     Models of pictures and text give their `get_image_features`: CLIP's projection (Radford et al.,
@@ -35,43 +34,26 @@ class HfVisionEncoder:
     weights that are not there, of another kind, or of another type than `model_type`.
     """
 
+    family = "hf_vision"
+    libraries = (torch, transformers)
+
     def __init__(self, name: str, source: str, device: str = "cpu", model_type: str | None = None) -> None:
-        self.name = name
-        self._device, self._dtype = device, precision(device)
+        super().__init__(name, source, device)
         self._model = load_model(name, source, device, "pictures", _takes_pictures, model_type)
         self._input = _picture_input(name, source)
         self.prepare = self._input.prepare
         self._class_token = any(key.endswith(_CLASS_TOKENS) for key, _ in self._model.named_parameters())
-
-        def probe(frames: Sequence[np.ndarray]) -> torch.Tensor:
-            features, self._pooling = self._forward(frames)
-            return features
-
-        self.dim = feature_width(probe, self._input.example(), name, source)
-        self._hash = source_hash(source)
+        self._try_out(self._input.example(), source_hash(source))
 
     def provenance(self) -> dict[str, Any]:
         """Return how the features are made, as plain JSON values."""
         model_type = self._model.config.model_type
         layer, pooling = _LAYER_AND_POOLING.get(model_type, ("last layer", self._pooling))
-        return {
-            "family": "hf_vision",
-            "model": model_type,
-            "weights": self._hash,
-            "layer": layer,
-            "pooling": pooling,
-            "preprocessing": str(self._input),
-            "precision": str(self._dtype).removeprefix("torch."),
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        }
-
-    def __call__(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return [T, D] for each item of prepared RGB frames uint8 [T, H, W, 3]."""
-        frames = [frame for item in items for frame in item]
-        return split_rows(encode_batches(chunks(frames, _FRAMES_AT_ONCE), self._encode, self.dim), items)
+        return {**self._provenance(layer, pooling, str(self._input)), "model": model_type}
 
     def _encode(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
-        return self._forward(frames)[0]
+        features, self._pooling = self._forward(frames)
+        return features
 
     def _forward(self, frames: Sequence[np.ndarray]) -> tuple[torch.Tensor, str]:
         """Return features [N, D] and how they are pooled."""

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from extractors.encoders.loading import WeightsError
-from extractors.encoders.pictures import PictureShape
-from extractors.encoders.prepare import as_it_is
+from extractors.encoders.prepare import PictureShape, as_it_is
 
 # odd and even margins, wide and high, smaller and larger than what models take
 _PROBE_SIZES = ((1, 1), (3, 40), (40, 3), (17, 31), (288, 360), (301, 200))

@@ -13,13 +13,14 @@ from affect.core.errors import MediaError
 from extractors.media.video import decode, open_media
 
 SAMPLE_RATE = 16_000
+CLIP_SECONDS = 2
 
 # what libsndfile reads exactly; everything else is a container for PyAV
 _SOUND_FILES = {".wav", ".flac", ".ogg", ".aiff", ".aif"}
 
 
-def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray | None:
-    """Return the sound of a file as float32 mono [N] at `sample_rate`, or None where it has no sound stream.
+def load_audio(path: str | Path) -> np.ndarray | None:
+    """Return the sound of a file as float32 mono [N] at `SAMPLE_RATE`, or None where it has no sound stream.
 
     Channels are averaged. Containers are decoded at their own rate and resampled by librosa,
     since decord's resampling is wrong. Raises MediaError for a file that cannot be read.
@@ -31,18 +32,18 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray |
     mono = wave.mean(axis=0)
     if not np.isfinite(mono).all():
         raise MediaError(f"{path}: the sound holds NaN or infinity; expected finite samples, so fetch it again")
-    if rate != sample_rate:
-        mono = librosa.resample(mono, orig_sr=rate, target_sr=sample_rate)
+    if rate != SAMPLE_RATE:
+        mono = librosa.resample(mono, orig_sr=rate, target_sr=SAMPLE_RATE)
     return mono.astype(np.float32, copy=False)
 
 
-def sound_clips(wave: np.ndarray, count: int = 8, seconds: float = 2.0, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Cut a sound [N] into [count, seconds * sample_rate] pieces at equal steps from start to end.
+def sound_clips(wave: np.ndarray, count: int = 8) -> np.ndarray:
+    """Cut a sound [N] into pieces of `CLIP_SECONDS` at equal steps from start to end: [count, 32000].
 
-    Piece k starts at k * (duration - seconds) / (count - 1); a shorter sound is padded with
+    Piece k starts at k * (duration - CLIP_SECONDS) / (count - 1); a shorter sound is padded with
     zeros, so that all its pieces are the same. A longer one is covered with overlaps or gaps.
     """
-    length = round(seconds * sample_rate)
+    length = CLIP_SECONDS * SAMPLE_RATE
     wave = np.pad(np.asarray(wave, dtype=np.float32), (0, max(length - len(wave), 0)))
     room = len(wave) - length
     starts = [k * room // max(count - 1, 1) for k in range(count)]

@@ -120,8 +120,6 @@ class Video:
     """Frames that really decode; headers and edit lists often claim others."""
     fps: float
     """Mean frame rate; the true times of a variable-rate clip vary around it."""
-    duration: float
-    """Seconds."""
     reader: str
     """decord or pyav: who reads the frames."""
     _decord: decord.VideoReader | None = None
@@ -174,9 +172,7 @@ def _open_with_decord(path: Path) -> Video | None:
         reader = decord.VideoReader(str(path), num_threads=1)
     except (decord.DECORDError, RuntimeError):
         return None
-    return (
-        Video(path, len(times), *_rate(times), reader="decord", _decord=reader) if len(reader) == len(times) else None
-    )
+    return Video(path, len(times), _rate(times), reader="decord", _decord=reader) if len(reader) == len(times) else None
 
 
 def _open_with_pyav(path: Path) -> Video:
@@ -193,7 +189,7 @@ def _open_with_pyav(path: Path) -> Video:
             decoded.clear()
     if not times:
         raise MediaError(f"{path}: no frame of its video stream can be decoded; expected a video, so fetch it again")
-    return Video(path, len(times), *_rate(times), reader="pyav", _decoded=decoded or None)
+    return Video(path, len(times), _rate(times), reader="pyav", _decoded=decoded or None)
 
 
 def open_media(path: Path) -> av.container.InputContainer:
@@ -304,9 +300,8 @@ def _picture(frame: av.VideoFrame) -> np.ndarray:
     return np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
 
 
-def _rate(times: list[float | None]) -> tuple[float, float]:
-    """Return frames per second and seconds of frames at these times; 25 per second where they are not known."""
+def _rate(times: list[float | None]) -> float:
+    """Return the frames per second of frames at these times; 25 where they are not known."""
     known = [time for time in times if time is not None]
     span = max(known) - min(known) if known else 0.0
-    fps = (len(known) - 1) / span if span > 0 else 25.0
-    return fps, len(times) / fps
+    return (len(known) - 1) / span if span > 0 else 25.0

@@ -243,3 +243,34 @@ def test_a_file_that_is_no_video_is_named(trained_on_embedded, tmp_path):
     bad.write_text("no video")
     with pytest.raises(ValueError, match=r"bad\.mp4"):
         inference.main(["--cfg-path", str(trained_on_embedded), "--video", str(bad)])
+
+
+def answer_with(trained, video, *more):
+    return inference.main(["--cfg-path", str(trained), "--video", str(video), *more])
+
+
+def test_a_clip_is_extracted_with_the_settings_that_extraction_has(trained_on_embedded, tmp_path, shared):
+    video, tables = shared / "data/video/grid_bbaf2n.mpg", shared / "data/openface/featureextraction"
+    answer_with(trained_on_embedded, video, "--openface_root", str(tables), "--frame_sampling", "emotion_peak")
+    answer_with(trained_on_embedded, video, "--openface_root", str(tables), "--face_finder", "opencv")
+    answers = records(tmp_path / "results" / "clips.jsonl")
+    assert answers[-1]["missing"] == []
+    assert answers[-1]["action_units"]
+    np.save(tmp_path / "grid_bbaf2n.npy", np.zeros((0, 4, 4, 3), np.uint8))
+    answer_with(trained_on_embedded, video, "--face_root", str(tmp_path))
+    assert set(records(tmp_path / "results" / "clips.jsonl")[-1]["missing"]) == {"face", "au"}
+
+
+def test_action_units_come_from_the_backend_that_is_asked_for(trained_on_embedded, tmp_path, shared, monkeypatch):
+    table = shared / "data/openface/featureextraction/grid_bbaf2n.csv"
+    monkeypatch.setattr("extractors.au.backends._MODULES", {})  # as if its package were installed
+    monkeypatch.setattr("extractors.au.landmarks.analyse_landmarks", lambda video: analyse_openface(table, video))
+    answer_with(trained_on_embedded, shared / "data/video/grid_bbaf2n.mpg", "--au_backend", "mediapipe")
+    assert records(tmp_path / "results" / "clips.jsonl")[-1]["action_units"]
+
+
+def test_flags_of_one_clip_are_refused_without_one(trained, capsys):
+    for flag in (["--au_backend", "pyfeat"], ["--frame_sampling", "headtail"], ["--subtitle", "hm"]):
+        with pytest.raises(SystemExit):
+            inference.main(["--cfg-path", str(trained), *flag])
+        assert f"{flag[0]} is of one clip: give --video with it" in capsys.readouterr().err

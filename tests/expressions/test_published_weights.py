@@ -180,17 +180,19 @@ def test_an_own_checkpoint_of_other_classes_is_a_start(tmp_path):
 
 
 @pytest.mark.parametrize("save", [torch.save, save_file])
-def test_timm_file_of_other_classes_is_a_start(tmp_path, save):
-    config = ImageModelConfig(arch="timm", backbone="resnet10t", img_size=64)
-    plain = build_model(config, 7).net.state_dict() | {
-        "fc.weight": torch.zeros(1000, 512),
-        "fc.bias": torch.zeros(1000),
-    }
-    plain["conv1.0.weight"] = torch.randn_like(plain["conv1.0.weight"])
+@pytest.mark.parametrize(
+    ("backbone", "head", "width", "first"),
+    [("resnet10t", "fc", 512, "conv1.0.weight"), ("vit_tiny_patch16_224", "head", 192, "blocks.0.attn.qkv.weight")],
+)
+def test_timm_file_of_other_classes_is_a_start(tmp_path, save, backbone, head, width, first):
+    config = ImageModelConfig(arch="timm", backbone=backbone, img_size=64)
+    plain = build_model(config, 7).net.state_dict()
+    plain |= {f"{head}.weight": torch.zeros(1000, width), f"{head}.bias": torch.zeros(1000)}
+    plain[first] = torch.randn_like(plain[first])
     path = tmp_path / f"model.{'safetensors' if save is save_file else 'pth'}"
     save({name: weight.contiguous() for name, weight in plain.items()}, path)
     model = build_model(config.model_copy(update={"weights": str(path)}), 7)
-    assert torch.equal(model.net.conv1[0].weight, plain["conv1.0.weight"])
+    assert torch.equal(model.net.state_dict()[first], plain[first])
 
 
 @pytest.mark.parametrize("key", ["weights", "ir50_weights", "face_weights"])

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import compare_au
-from compare_au import LEAST_R, TABLES, agreement, compare, find_pairs, pair_frames, pearson
+from extractors.au.agreement import LEAST_R, TABLES, agreement, compare, find_pairs, pair_frames, pearson
 from extractors.au.landmarks import REPORTED
 from extractors.au.openface import read_openface
 

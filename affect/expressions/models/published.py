@@ -32,7 +32,6 @@ Rename = Callable[[str], str | None]
 """A file's name of a weight -> the name here, or None for one that its own network never uses."""
 Weights = dict[str, Tensor]
 
-
 _WHAT = {
     "weights": "weights of {arch}",
     "ir50_weights": "the published weights of IR-50 (ir50.pth)",
@@ -127,12 +126,14 @@ _HARMLESS = [(_Inert, name) for name in _RECORDS]
 def _whole_network(config: ImageModelConfig, model: ExpressionModel) -> tuple[Path, Weights]:
     """Return the file of a whole network and its weights under the names here."""
     path = Path(config.weights or "")
-    name_of: Rename = {"poster_v2": poster_v2_name, "timm": lambda key: _timm_name(key, model)}.get(config.arch, str)
     if not path.is_dir() and path.suffix != ".safetensors":
-        return path, rename(read_pickled(path), name_of)
+        weights = read_pickled(path)
+        if config.arch == "poster_v2":
+            return path, rename(weights, poster_v2_name)
+        return path, _named_as_here(weights, model) if config.arch == "timm" else weights
     try:
         if config.arch == "timm" and path.is_file() and not is_network(path):  # as timm's hub has them
-            return path, rename(load_file(path), name_of)
+            return path, _named_as_here(load_file(path), model)
         path = find_model(path)
         found = read_card(path).model
     except SafetensorError as error:
@@ -144,11 +145,11 @@ def _whole_network(config: ImageModelConfig, model: ExpressionModel) -> tuple[Pa
     return path, load_file(path)
 
 
-def _timm_name(key: str, model: ExpressionModel) -> str:
-    head = model.net.default_cfg.get("classifier")
-    if isinstance(head, str) and key.startswith(f"{head}."):
-        return "head." + key.removeprefix(f"{head}.")
-    return f"net.{key}"
+def _named_as_here(weights: Weights, model: ExpressionModel) -> Weights:
+    """Return timm's own weights as those of `net`, and of `head` where they are its classifier's."""
+    head = f"{model.net.default_cfg.get('classifier')}."
+    names = {key: f"head.{key.removeprefix(head)}" if key.startswith(head) else f"net.{key}" for key in weights}
+    return {names[key]: value for key, value in weights.items()}
 
 
 def _without_other_head(model: ExpressionModel, weights: Weights, path: Path) -> Weights:

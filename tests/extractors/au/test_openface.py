@@ -72,10 +72,9 @@ def test_frame_without_a_believed_face_stays_but_carries_no_units(tmp_path, lost
     assert overall_intensity(table).tolist() == [1.0, 0.0, 1.0]
 
 
-def test_confidence_threshold_is_inclusive_and_can_be_changed(tmp_path):
+def test_confidence_threshold_is_inclusive(tmp_path):
     path = _table(tmp_path, _row(1, confidence=0.8), _row(2, confidence=0.5))
     assert read_openface(path)["face"].tolist() == [True, False]
-    assert read_openface(path, confidence=0.5)["face"].tolist() == [True, True]
 
 
 def test_frames_that_the_table_leaves_out_have_no_face_and_a_plausible_time(tmp_path):
@@ -194,7 +193,6 @@ def test_peaks_are_high_enough_and_far_enough_apart():
     intensity = np.zeros(60)
     intensity[[5, 15, 40, 55]] = [3.0, 2.0, 0.9, 0.7]
     assert find_peaks(intensity) == [5, 40]
-    assert find_peaks(intensity, height=0.5, distance=10) == [5, 15, 40, 55]
 
 
 def test_peak_counts_the_frames_around_it(tmp_path):
@@ -211,8 +209,6 @@ def test_units_are_active_above_the_threshold(tmp_path):
     (frame,) = analyse_openface(path).per_frame_au_descriptions
     assert frame["active_aus"] == {"AU12_r": 0.81}
     assert frame["au_description"] == "Lip corner puller (intensity: 0.81)"
-    (frame,) = analyse_openface(path, active_threshold=0.5).per_frame_au_descriptions
-    assert frame["active_aus"] == {"AU04_r": 0.8, "AU12_r": 0.81}
 
 
 def test_active_units_follow_the_rule_that_users_models_were_tuned_with(shared):
@@ -256,12 +252,12 @@ def test_real_clip_with_no_face_is_faceless_with_all_its_frames(shared):
 
 def test_peak_frames_of_real_clips_are_marked_and_survive_the_json(shared, tmp_path):
     for path in _real_tables(shared):
-        analysis = analyse_openface(path, source_path="clip.mp4", tool="OpenFace 2.2")
+        analysis = analyse_openface(path, source_path="clip.mp4")
         write_au_json(analysis, tmp_path / "a.json")
         assert read_au_json(tmp_path / "a.json") == analysis
         marked = [i for i, frame in enumerate(analysis.per_frame_au_descriptions) if frame["is_peak_frame"]]
         assert marked == [peak["peak_index"] for peak in analysis.au_info["peak_frames"]]
-        assert analysis.provenance["tool"] == "OpenFace 2.2" and analysis.provenance["source"] == str(path)
+        assert analysis.provenance["tool"] == "OpenFace" and analysis.provenance["source"] == str(path)
 
 
 # -- running ---------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def test_the_store_takes_features_and_provenance_as_they_are(tmp_path, modality)
 
 def test_the_embedded_encoders_and_what_workers_prepare_need_no_torch():
     code = (
-        "import sys; from extractors.encoders import EMBEDDED, build_encoder, pictures, prepare; "
+        "import sys; from extractors.encoders import EMBEDDED, build_encoder, prepare; "
         "[build_encoder(m, e.name).provenance() for m, e in EMBEDDED.items()]; "
         "sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
     )

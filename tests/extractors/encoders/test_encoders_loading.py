@@ -13,13 +13,9 @@ from affect.core.schema import Modality
 from affect.features.store import FeatureSpec, FeatureStore
 from extractors.encoders import (
     build_encoder,
-    hf_audio,
-    hf_text,
-    hf_vision,
     loading,
-    open_clip_loading,
-    open_clip_text,
-    open_clip_vision,
+    openclip,
+    pretrained,
 )
 from extractors.encoders.loading import WeightsError, precision
 from tiny_encoders import SENTENCES, encode, frames, save, sounds
@@ -90,7 +86,7 @@ def test_a_gpu_that_is_not_there_is_told_in_one_sentence(monkeypatch):
 
 def at_precision(monkeypatch, dtype: torch.dtype) -> None:
     """Let every family believe that it is on a device of this precision."""
-    for module in (loading, hf_audio, hf_text, hf_vision, open_clip_loading, open_clip_text, open_clip_vision):
+    for module in (loading, openclip, pretrained):
         monkeypatch.setattr(module, "precision", lambda device: dtype)
 
 

@@ -48,11 +48,6 @@ def test_two_channels_are_averaged_and_resampled(tmp_path):
     assert np.abs(sound[1000:-1000]).max() == pytest.approx(0.25, abs=0.01)
 
 
-def test_another_rate_may_be_asked_for(tmp_path):
-    soundfile.write(tmp_path / "x.flac", tone(440, 1, 16_000), 16_000)
-    assert load_audio(tmp_path / "x.flac", sample_rate=22_050).shape == (22_050,)
-
-
 @pytest.mark.parametrize("file, codec", [("clip.mp4", "aac"), ("clip.mkv", "pcm_s16le"), ("clip.avi", "mp2")])
 def test_the_sound_of_a_video_keeps_its_pitch(tmp_path, file, codec):
     sound = load_audio(write_container(tmp_path / file, tone(440, 2, 44_100), codec=codec))
@@ -122,9 +117,9 @@ def test_a_short_sound_is_padded_and_all_its_clips_are_the_same(samples):
     assert clips[:, :samples].all()
 
 
-def test_count_and_length_of_the_clips_may_be_set():
-    assert sound_clips(np.zeros(16_000), count=1, seconds=0.5).shape == (1, 8000)
-    assert sound_clips(np.arange(8000.0), count=3, seconds=0.5, sample_rate=8000)[:, 0].tolist() == [0, 2000, 4000]
+def test_the_number_of_clips_may_be_set():
+    assert sound_clips(np.zeros(64_000), count=1).shape == (1, 32_000)
+    assert sound_clips(np.arange(96_000.0), count=3)[:, 0].tolist() == [0, 32_000, 64_000]
 
 
 def test_real_wav_files_with_extra_chunks_are_read_whole(shared):
