@@ -33,7 +33,7 @@ from affect.core.plots import draw_lines
 from affect.data.sampling import StepBatches
 from affect.engine.launch import PRECISION
 from affect.engine.loop import train
-from affect.engine.metrics import language_flops, read_metrics
+from affect.engine.metrics import flops_per_token, read_metrics
 from affect.engine.sharding import whole
 from affect.engine.stop import StopRequest
 from affect.engine.task import Size, Watched, Weights
@@ -74,6 +74,7 @@ class AgentTask:
     def __post_init__(self) -> None:
         self.validates_first = bool(self.held_out)
         self.unigram = unigram_loss(self.examples, self.held_out) if self.held_out else None
+        self._flops_per_token = flops_per_token(self.model)
         self._accepted = frozenset(inspect.signature(self.model.get_base_model().forward).parameters)
 
     def steps_per_epoch(self, processes: int) -> int:
@@ -122,7 +123,7 @@ class AgentTask:
 
     def flops(self, size: Size) -> float:
         """Return about how many operations a step takes."""
-        return language_flops(self.model, size.tokens)
+        return size.tokens * self._flops_per_token
 
     @torch.no_grad()
     def validate(self, model: nn.Module, accelerator: Accelerator, stop: StopRequest) -> dict[str, float] | None:
