@@ -253,9 +253,13 @@ def _unpack(txn: lmdb.Transaction, root: Path, name: str, folder: str, report: P
 
 
 def _forget(env: lmdb.Environment, packed: str, names: list[str], folders: set[str]) -> None:
-    """Take the arrays of some folders out of what is packed."""
+    """Take the arrays of some folders out of what is packed; when these are all, remove the file."""
     with env.begin(write=True, buffers=True) as txn:
         head = read_head(txn, packed)
+        if folders >= head.folders.keys():
+            Path(packed, DATA).unlink()
+            write_head(txn, head)  # who still has it open sees that something changed, and opens what is there now
+            return
         for name in names:
             there = folders_of(txn, name, packed)
             for folder in folders.intersection(there):
