@@ -111,17 +111,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--frame_n_frms", dest="frame_count", type=_positive, default=8)
     add("--clips_per_video", type=_positive, default=8, help="sound clips of 2 s")
     add("--dtype", default="float32", choices=["float32", "float16"], help="numbers that features are stored in")
-    add("--device", default="cpu", help="where encoders and language model run, e.g. cuda:0")
-    add("--devices", type=_devices, default=(), help="several, e.g. cuda:0,cuda:1: a process and a shard for each")
-    add("--num_workers", dest="workers", type=_positive, default=2, help="processes that decode clips, for each device")
-    add("--time_limit", type=_seconds, default=60.0, help="seconds that measuring and decoding one clip may take")
-    add("--num-shards", "--num_shards", type=_positive, default=1, help="parts that the clips are divided into")
-    add("--shard-index", "--shard_index", type=int, default=0, help="which of them to do, from 0")
-    add("--engine", default="local", choices=["local", "ray"], help="ray: a pool of actors on a Ray cluster")
-    add("--actors", type=_positive, help="size of that pool; default: what the cluster has room for")
-    add("--overwrite", action="store_true", help="make anew what is there")
-    add("--retry-failed", "--retry_failed", action="store_true", help="try unchanged clips again that failed before")
-    add("--no-progress", "--no_progress", dest="progress", action="store_false", help="draw no progress bar")
+    _add_run_flags(parser)
     args = parser.parse_args(arguments)
     check_name(args.dataset, "--dataset")
     args.au_root = args.au_root or args.save_root / "au_json"
@@ -143,6 +133,21 @@ def add_clip_flags(parser: argparse.ArgumentParser) -> None:
     help_on_args = 'passed on to it, e.g. "-mloc model/main_ceclm_general.txt"'
     add("--openface_args", type=lambda text: tuple(text.split()), default=(), help=help_on_args)
     add("--au_backend", default="openface", choices=AU_BACKENDS, help="what measures action units")
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--device", default="cpu", help="where encoders and language model run, e.g. cuda:0")
+    add("--devices", type=_devices, default=(), help="several, e.g. cuda:0,cuda:1: a process and a shard for each")
+    add("--num_workers", dest="workers", type=_positive, default=2, help="processes that decode clips, for each device")
+    add("--time_limit", type=_seconds, default=60.0, help="seconds that measuring and decoding one clip may take")
+    add("--num-shards", "--num_shards", type=_positive, default=1, help="parts that the clips are divided into")
+    add("--shard-index", "--shard_index", type=int, default=0, help="which of them to do, from 0")
+    add("--engine", default="local", choices=["local", "ray"], help="ray: a pool of actors on a Ray cluster")
+    add("--actors", type=_positive, help="size of that pool; default: what the cluster has room for")
+    add("--overwrite", action="store_true", help="make anew what is there")
+    add("--retry-failed", "--retry_failed", action="store_true", help="try unchanged clips again that failed before")
+    add("--no-progress", "--no_progress", dest="progress", action="store_false", help="draw no progress bar")
 
 
 def check_installed(args: argparse.Namespace) -> None:

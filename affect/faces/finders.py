@@ -236,15 +236,19 @@ def find_faces(frames: np.ndarray, finder: FaceFinder, size: int = CROP_SIZE) ->
     return Faces(crops, list(track), list(track.values()))
 
 
+def face_array_places(face_root: Path, name: str) -> tuple[Path, Path]:
+    """Return where the face array of a clip may be: `{name}.npy` or `{name}/{name}.npy`."""
+    check_name(name)
+    return face_root / f"{name}.npy", face_root / name / f"{name}.npy"
+
+
 def load_face_array(face_root: str | Path, name: str) -> np.ndarray:
     """Return the face crops uint8 [T, H, W, 3] that another tool wrote for a clip, 112 pixels a side as a rule.
 
-    Found as `{name}.npy` or `{name}/{name}.npy`. Colours stay in the order of the file: the MER
-    toolkit writes BGR, and published features were made from its arrays without a swap. Raises
-    MediaError for a file that is missing, pickled or of another shape or type.
+    Colours stay in the order of the file: the MER toolkit writes BGR, and published features were made from its
+    arrays without a swap. Raises MediaError for a file that is missing, pickled or of another shape or type.
     """
-    check_name(name)
-    places = [Path(face_root) / f"{name}.npy", Path(face_root) / name / f"{name}.npy"]
+    places = face_array_places(Path(face_root), name)
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise MediaError(f"clip {name!r} has no face array: expected {places[0]} or {places[1]}; check the face root")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ from extractors.au.openface import analyse_openface, run_openface
 from extractors.media.audio import load_audio, sound_clips
 from extractors.media.video import frame_indices, read_video
 from extractors.run.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 FACE_FRAMES = 8
 """Frames that faces are looked for in, whatever the number of scene frames."""
@@ -160,6 +163,14 @@ def reason_of(error: Exception) -> str:
     """Return what an error says, on one line; with its type where that is not an error of bad clips."""
     text = str(error) if isinstance(error, CLIP_ERRORS) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())
+
+
+def log_warnings(results: Iterable[ClipResult], logged: set[str]) -> None:
+    """Log each text that libraries warned with, once."""
+    for text in (text for result in results for text in result.warnings):
+        if text not in logged:
+            logged.add(text)
+            logger.warning("%s", text)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from affect.core.failures import Failure
 from affect.core.schema import Modality
-from extractors.run.clip import ClipResult, ClipTask, stopwatch
+from extractors.run.clip import ClipResult, ClipTask, log_warnings, stopwatch
 from extractors.run.encode import ENCODER_BATCH, describe_clips, encode_clips
 from extractors.run.journal import ClipRecord, Journal, RunReport, read_states, tables_locked, write_tables
 from extractors.run.planning import Failures, fingerprint, what_is_left
@@ -82,7 +82,7 @@ def extract(
             for results in _chunks(_timed(workers.prepare(tasks()), clock, "wait"), ENCODER_BATCH):
                 for result in results:
                     result.inputs = _fingerprints(result)
-                warn_once((text for result in results for text in result.warnings), warned)
+                log_warnings(results, warned)
                 with stopwatch(clock, "au_text"):
                     describe_clips(settings, describe, results)
                 with stopwatch(clock, "encode"):
@@ -119,14 +119,6 @@ def sum_up(session: Session, names: Sequence[str], report: RunReport) -> None:
         if stage in session.settings.parts
     ]
     report.failures = list(dict.fromkeys([*failures, *report.failures]))
-
-
-def warn_once(texts: Iterable[str], warned: set[str]) -> None:
-    """Log each text that was not logged before."""
-    for text in texts:
-        if text not in warned:
-            warned.add(text)
-            logger.warning("%s", text)
 
 
 def _fingerprints(result: ClipResult) -> dict[str, str]:

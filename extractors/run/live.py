@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from affect.core.schema import Modality
+from affect.faces.finders import face_array_places
 from affect.features.arrays import check_finite
 from affect.features.store import FeatureError, FeatureSpec, FeatureStore
 from extractors.encoders import Encoder, build_encoder
 from extractors.media.files import find_audio, find_video
-from extractors.run.clip import ClipResult, ClipTask, known_au_json, prepare_clip
-from extractors.run.driver import warn_once
+from extractors.run.clip import ClipResult, ClipTask, known_au_json, log_warnings, prepare_clip
 from extractors.run.encode import ENCODER_BATCH, encode_clips
 from extractors.run.session import Session
 from extractors.run.settings import Settings
@@ -133,7 +133,7 @@ class LiveFeatures:
 
     def _encode(self, clips: Sequence[ClipResult]) -> None:
         """Encode every live stream of some clips, and keep nothing but features and errors of them."""
-        warn_once((text for clip in clips for text in clip.warnings), self._warned)
+        log_warnings(clips, self._warned)
         encode_clips(self.session.settings, self.session.encoder, clips)
         for clip in clips:
             clip.items.clear()
@@ -150,8 +150,7 @@ class LiveFeatures:
         if stream == Modality.AU:
             return known_au_json(settings, name) is not None
         if stream == Modality.FACE and settings.face_root:
-            places = (settings.face_root / f"{name}.npy", settings.face_root / name / f"{name}.npy")
-            return any(path.is_file() for path in places)
+            return any(path.is_file() for path in face_array_places(settings.face_root, name))
         if stream == Modality.AUDIO and find_audio(settings.audio_root, name):
             return True
         return find_video(settings.video_root, name) is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from affect.core.schema import Modality
-from extractors.run.clip import ClipResult, prepare_clip
+from extractors.run.clip import ClipResult, log_warnings, prepare_clip
 from extractors.run.encode import describe_clips, encode_clips
 from extractors.run.session import Session
 
@@ -34,8 +34,7 @@ def extract_clip(
         if settings.openface_executable and not settings.openface_root:
             openface_csv = openface_csv or Path(scratch) / f"{video.stem}.csv"
         result = prepare_clip(session.task(video.stem, settings.features, au, video, audio or video, openface_csv))
-    for text in result.warnings:
-        logger.warning("%s", text)
+    log_warnings([result], set())
     _check(result)
     describe_clips(settings, session.describe, [result])
     encode_clips(settings, session.encoder, [result])

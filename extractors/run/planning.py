@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from affect.core.schema import Modality, check_name
+from affect.faces.finders import face_array_places
 from affect.features.store import FeatureError
 from extractors.run.clip import ClipTask, known_au_json, reason_of
 from extractors.run.journal import ClipRecord, RunReport
@@ -67,7 +68,7 @@ def fingerprint(task: ClipTask, stage: str) -> str:
     given = task.settings
     files = [task.video, task.audio, task.table]
     if given.face_root:
-        files += [given.face_root / f"{task.name}.npy", given.face_root / task.name / f"{task.name}.npy"]
+        files += face_array_places(given.face_root, task.name)
     settings: tuple = (given.time_limit, given.sampling, given.face_finder, given.au_backend)
     settings += (given.openface_executable, given.openface_args)
     if stage == "au_json":  # of no other stage: a clip whose pictures fail has its AU JSON written all the same
