@@ -40,6 +40,7 @@ class Session:
         self._describe = describe
         self._build = build
         self._encoders: dict[tuple[str, str], Encoder] = {}
+        self._provenance: dict[Modality, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was built: another process builds its own."""
@@ -115,8 +116,10 @@ class Session:
 
     def provenance(self, stream: Modality) -> dict[str, Any]:
         """Return how the features of a stream are made, for the store's sidecar."""
-        faces = {"faces_from": self.faces_from} if stream == Modality.FACE else {}
-        return {**self.encoder(stream).provenance(), "dtype": self.settings.dtype, **faces}
+        if stream not in self._provenance:  # asked for at every write, and library versions are read from disk
+            faces = {"faces_from": self.faces_from} if stream == Modality.FACE else {}
+            self._provenance[stream] = {**self.encoder(stream).provenance(), "dtype": self.settings.dtype, **faces}
+        return self._provenance[stream]
 
     def _spec(self, stream: Modality) -> FeatureSpec:
         settings = self.settings
