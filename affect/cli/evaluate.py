@@ -70,11 +70,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     what = "facial expressions: accuracy, macro F1, UAR, each label, calibration"
     sub = command("fer", "expression_report", what, "affect.cli.evaluate_expressions")
     add_arguments(sub.add_argument)
-    sub = command(
-        "labels",
-        "labels_report",
-        "find labels in free text with a language model; keep them beside the text",
-    )
+    sub = command("labels", "labels_report", "find labels in free text by a language model; keep them beside the text")
     sub.add_argument("--pred", type=Path, required=True, nargs="+", help="files of answers: JSON lines or .npz")
     sub.add_argument("--model", required=True, help="folder, hub id or known name of a causal language model")
     sub.add_argument("--sentiment", action="store_true", help="go on to positive, negative or neutral")

@@ -225,15 +225,13 @@ def media_roots(name: str, config: FeatureConfig) -> MediaRoots:
 
     Sound and face crops are taken from the published folders only where these are there.
     """
-    given = (config.video_root, config.audio_root, config.face_root)
-    video, audio, face = (Path(root) if root else None for root in given)
+    video, audio, face = (
+        Path(root) if root else None for root in (config.video_root, config.audio_root, config.face_root)
+    )
     if known := known_dataset(name):
         base = Path(config.data_root) / known.folder
+        sound, crops = base / known.audio, base / known.faces
         video = video or base / known.video
-        audio = audio or _if_there(base / known.audio)
-        face = face or _if_there(base / known.faces)
+        audio = audio or (sound if sound.is_dir() else None)
+        face = face or (crops if crops.is_dir() else None)
     return MediaRoots(video, audio, face)
-
-
-def _if_there(folder: Path) -> Path | None:
-    return folder if folder.is_dir() else None

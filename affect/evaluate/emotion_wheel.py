@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,8 @@ def read_wheels(folder: str | Path) -> EmotionWheels:
         branches = _branches(_read(folder / f"wheel{wheel}.xlsx", ["level1", "level2", "level3"]))
         trees[wheel, 1] = {word: words[0] for words in branches for word in words}
         trees[wheel, 2] = _level2_tree(branches)
-    return EmotionWheels(
-        *({key: sorted(found) for key, found in table.items()} for table in (names, wheel_words)), trees
-    )
+    in_order = ({key: sorted(found) for key, found in table.items()} for table in (names, wheel_words))
+    return EmotionWheels(*in_order, trees)
 
 
 def _read(path: Path, columns: list[str]) -> list[tuple[str, ...]]:
@@ -203,10 +203,8 @@ def hit_scores(truth: Mapping[str, Any], answers: Mapping[str, Any], wheels: Emo
     mscore: the same over the answer's clusters that any label of the data set has. The list of those labels is
     not lower-cased, as published. Raises MissingNamesError, LabelError.
     """
-    labels = [
-        label for value in truth.values() for label in ([value] if isinstance(value, str) else split_labels(value))
-    ]
-    candidates = wheels.to_clusters(labels, 1, lower=False)
+    labels = ([value] if isinstance(value, str) else split_labels(value) for value in truth.values())
+    candidates = wheels.to_clusters(chain.from_iterable(labels), 1, lower=False)
 
     def hits(true: Clusters, found: Clusters, wheel: int) -> tuple[float, float]:
         common, possible = len(true & found), len(found & candidates[wheel])
@@ -222,13 +220,6 @@ def overlaps(truth: Any, answer: Any, wheels: EmotionWheels) -> bool:
         return True
     clusters = zip(wheels.to_clusters(told, 1), wheels.to_clusters(said, 1), strict=True)
     return any(true & found for true, found in clusters)
-
-
-def _labels_of(name: str, value: Any) -> list[str]:
-    try:
-        return split_labels(value)
-    except LabelError as error:
-        raise LabelError(f"clip {name!r}: {error}") from None
 
 
 def _wheel_scores(
@@ -250,9 +241,7 @@ def _wheel_scores(
     chosen = list(truth) if names is None else list(names)
     require_names(chosen, "answer" if names is None else "label or answer", truth, answers)
     counts = np.zeros((len(chosen), len(WHEELS), 3))  # the last marks clips whose label the wheel knows
-    told, said = (
-        [wheels.to_clusters(_labels_of(name, table[name]), level) for name in chosen] for table in (truth, answers)
-    )
+    told, said = ([_clusters_of(name, table, wheels, level) for name in chosen] for table in (truth, answers))
     for i, j in np.ndindex(counts.shape[:2]):
         if told[i][j]:
             counts[i, j] = *parts_of(told[i][j], said[i][j], j), 1
@@ -267,6 +256,13 @@ def _wheel_scores(
     ]
     means = {key: float(values.mean()) for key, values in by_wheel.items()}
     return WheelScores(means, per_wheel, Tally(chosen, counts.reshape(len(chosen), 3 * len(WHEELS)), first))
+
+
+def _clusters_of(name: str, table: Mapping[str, Any], wheels: EmotionWheels, level: int) -> list[Clusters]:
+    try:
+        return wheels.to_clusters(split_labels(table[name]), level)
+    except LabelError as error:
+        raise LabelError(f"clip {name!r}: {error}") from None
 
 
 def _means_of_sums(sums: np.ndarray) -> list[np.ndarray]:

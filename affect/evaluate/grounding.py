@@ -22,28 +22,18 @@ from affect.evaluate.facial_words import ABSENT, ALONE, AND_MOVE, BEFORE_MOVE, B
 
 Units = frozenset[str]
 
-_STREAMS: dict[str, frozenset[str]] = {
-    "voice": frozenset({Modality.AUDIO}),
-    "face": frozenset({Modality.FACE, Modality.AU}),
-    "scene": frozenset({Modality.FRAME}),
-}
-"""What a text may speak of -> streams that show it."""
-_STREAM_WORDS: dict[str, re.Pattern[str]] = {
-    "voice": re.compile(
-        r"\b(?:voices?|vocal\w*|pitch|intonation|speech|tone of voice|audio|the sound)\b", re.IGNORECASE
+_SPOKEN_OF: dict[str, tuple[frozenset[str], str]] = {
+    "voice": (
+        frozenset({Modality.AUDIO}),
+        r"\b(?:voices?|vocal\w*|pitch|intonation|speech|tone of voice|audio|the sound)\b",
     ),
-    "face": re.compile(r"\b(?:faces?|facial|(?:eye)?brows?|gaze)\b", re.IGNORECASE),
-    "scene": re.compile(r"\b(?:background|scene|surroundings|posture|gestures?|body language)\b", re.IGNORECASE),
+    "face": (frozenset({Modality.FACE, Modality.AU}), r"\b(?:faces?|facial|(?:eye)?brows?|gaze)\b"),
+    "scene": (
+        frozenset({Modality.FRAME}),
+        r"\b(?:background|scene|surroundings|posture|gestures?|body language)\b",
+    ),
 }
-
-
-@dataclass(frozen=True)
-class Mention:
-    """One place of a text that says that something in the face moves."""
-
-    text: str
-    units: Units
-    """Action units that it fits."""
+"""What a text may speak of -> streams that show it, and its words."""
 
 
 @dataclass
@@ -94,14 +84,14 @@ class Grounding:
             self.without_units += 1
             return
         found, active = mentions(text), set(active)
-        wrong = [mention for mention in found if not mention.units & active]
+        wrong = [units for units in found if not units & active]
         self.mentions += len(found)
         self.right += len(found) - len(wrong)
         self.units += len(active)
-        self.covered += len(active & frozenset().union(*(mention.units for mention in found)))
+        self.covered += len(active & frozenset().union(*found))
         self.faultless += bool(found) and not wrong
         self.silent += not found
-        self.unfounded.update(" or ".join(sorted(mention.units)) for mention in wrong)
+        self.unfounded.update(" or ".join(sorted(units)) for units in wrong)
 
 
 def ground(texts: Iterable[tuple[str, Collection[str] | None]]) -> Grounding:
@@ -136,21 +126,21 @@ def absent_streams(text: str, shown: Collection[str], missing: Collection[str]) 
     fused = Modality.MULTI in shown
     return [
         what
-        for what, streams in _STREAMS.items()
+        for what, (streams, words) in _SPOKEN_OF.items()
         if not streams & set(shown)
         and (not fused or streams & set(missing))
-        and (_STREAM_WORDS[what].search(text) or (what == "face" and mentions(text)))
+        and (re.search(words, text, re.IGNORECASE) or (what == "face" and mentions(text)))
     ]
 
 
-def mentions(text: str) -> list[Mention]:
-    """Return what a text says of movements in the face, each kind of movement once."""
-    found: dict[Units, Mention] = {}
+def mentions(text: str) -> list[Units]:
+    """Return which units each movement in the face fits that a text speaks of, each kind of movement once."""
+    found: dict[Units, None] = {}
     for sentence in re.finditer(r"[^.;!?\n]+", text):
-        for start, end, units in _Sentence(text, list(WORDS.finditer(text, *sentence.span()))).units():
+        for start, units in _Sentence(text, list(WORDS.finditer(text, *sentence.span()))).units():
             if not is_negated(text, start) and not ABSENT.search(text, sentence.start(), start):
-                found.setdefault(units, Mention(text[start:end], units))
-    return list(found.values())
+                found.setdefault(units)
+    return list(found)
 
 
 @dataclass(frozen=True)
@@ -172,17 +162,17 @@ class _Sentence:
         """Whether nothing but words of `gap` stands between a word and the next."""
         return gap.fullmatch(self.text, self.words[i].end(), self.words[i + 1].start()) is not None
 
-    def units(self) -> list[tuple[int, int, Units]]:
-        """Return start, end and units of every mention."""
-        found: list[tuple[int, int, Units]] = []
+    def units(self) -> list[tuple[int, Units]]:
+        """Return start and units of every mention."""
+        found: list[tuple[int, Units]] = []
         parts: list[int] = []
         used: set[int] = set()
         for i, word in enumerate(self.words):
             what = self.kind(i)
             if what == "alone":
-                found.append((*word.span(), ALONE[self.key(i)]))
+                found.append((word.start(), ALONE[self.key(i)]))
             elif what == "code":
-                found.append((*word.span(), frozenset({f"AU{int(word[0][2:]):02d}"})))
+                found.append((word.start(), frozenset({f"AU{int(word[0][2:]):02d}"})))
             elif what == "move":
                 # "lip stretching and parting": a movement without a part of its own goes on with that of the last one
                 goes_on = self.kind(i - 1) == "move" and self.joined(i - 1, AND_MOVE)
@@ -190,8 +180,7 @@ class _Sentence:
                 used.update(parts)
                 for j in parts:
                     if units := MOVED.get((self.key(j), self.key(i))):
-                        spans = (*self.words[j].span(), *word.span())
-                        found.append((min(spans), max(spans), units))
+                        found.append((min(self.words[j].start(), word.start()), units))
         return sorted(found, key=lambda mention: mention[0])
 
     def parts_of(self, move: int, used: set[int]) -> list[int]:

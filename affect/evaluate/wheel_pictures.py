@@ -11,7 +11,7 @@ import numpy as np
 
 from affect.core.plots import colormap, draw_bars, draw_confusion, new_figure, save_figure
 from affect.evaluate.answers import split_labels
-from affect.evaluate.emotion_wheel import LEVELS, EmotionWheels
+from affect.evaluate.emotion_wheel import EmotionWheels
 
 _TRUE, _FOUND = "tab:blue", "tab:orange"
 
@@ -41,16 +41,8 @@ def draw_wheel(
     for angle, word in zip(angles, clusters, strict=True):
         turned = np.degrees(angle)
         outside = 180 if 90 < turned < 270 else 0
-        axes.text(
-            angle,
-            1.16 * highest,
-            word,
-            rotation=turned + outside,
-            rotation_mode="anchor",
-            ha="right" if outside else "left",
-            va="center",
-            fontsize=7,
-        )
+        placed = {"rotation": turned + outside, "rotation_mode": "anchor", "ha": "right" if outside else "left"}
+        axes.text(angle, 1.16 * highest, word, va="center", fontsize=7, **placed)
     axes.set_xticks([])
     axes.set_ylim(-0.15 * highest, 1.13 * highest)
     axes.set_yticks([highest / 2, highest], [f"{highest / 2:g}", f"{highest:g}"], fontsize=7)
@@ -69,12 +61,12 @@ def cluster_confusion(
     """
     counts = np.zeros((len(labels), len(labels) + 1))
     for true, answered in zip(truth, found, strict=True):
-        for label in true:
-            if label in answered or not answered:
-                counts[labels.index(label), labels.index(label) if answered else len(labels)] += 1
+        columns = [labels.index(other) for other in answered] or [len(labels)]
+        for row in map(labels.index, true):
+            if row in columns:
+                counts[row, row] += 1
             else:
-                for other in answered:
-                    counts[labels.index(label), labels.index(other)] += 1 / len(answered)
+                counts[row, columns] += 1 / len(columns)
     return counts
 
 
@@ -85,26 +77,20 @@ def draw_label_pictures(
 
     truth and answers: name -> labels as `split_labels` reads them.
     """
+
+    def clusters(table: Mapping[str, Any], level: int) -> list[frozenset[str]]:
+        return [wheels.to_clusters(split_labels(table[name]), level)[wheel - 1] for name in truth]
+
     tops = list(dict.fromkeys(wheels.trees[wheel, 1].values()))
-    told, said = (
-        {level: _clusters(table, truth, wheels, wheel, level) for level in LEVELS} for table in (truth, answers)
-    )
-    counts = cluster_confusion(told[1], said[1], tops)
-    mentioned = [sum(cluster in found for found in said[1]) for cluster in tops]
-    right, clips = counts.diagonal(), counts.sum(axis=1)
+    said = clusters(answers, 1)
+    counts = cluster_confusion(clusters(truth, 1), said, tops)
+    mentioned = np.array([sum(cluster in found for found in said) for cluster in tops])
     with np.errstate(invalid="ignore"):
-        shares = {"recall": right / clips, "precision": right / np.array(mentioned)}
-    truth_counts, said_counts = (Counter(word for found in sets[2] for word in found) for sets in (told, said))
+        shares = {"recall": counts.diagonal() / counts.sum(axis=1), "precision": counts.diagonal() / mentioned}
+    words = (Counter(word for found in clusters(table, 2) for word in found) for table in (truth, answers))
     title = f"emotion wheel {wheel}"
     return [
         draw_confusion(folder / "confusion.png", counts, tops, title),
         draw_bars(folder / "clusters.png", tops, shares, title),
-        draw_wheel(folder / "wheel.png", wheels, wheel, truth_counts, said_counts, title),
+        draw_wheel(folder / "wheel.png", wheels, wheel, *words, title),
     ]
-
-
-def _clusters(
-    table: Mapping[str, Any], names: Mapping[str, Any], wheels: EmotionWheels, wheel: int, level: int
-) -> list[frozenset[str]]:
-    """Return the clusters of each name's labels on one wheel."""
-    return [wheels.to_clusters(split_labels(table[name]), level)[wheel - 1] for name in names]

@@ -9,7 +9,7 @@ from extractors.au.templates import describe_frame
 
 
 def units(text):
-    return [sorted(mention.units) for mention in mentions(text)]
+    return [sorted(units) for units in mentions(text)]
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_a_negation_ends_where_a_new_statement_begins():
 
 @pytest.mark.parametrize("unit", list(ACTION_UNITS.values()), ids=list(ACTION_UNITS))
 def test_every_unit_is_read_from_its_own_words(unit):
-    assert any(unit.id in mention.units for mention in mentions(f"{unit.part} are {unit.movement}"))
-    assert any(unit.id in mention.units for mention in mentions(unit.name))
-    assert any(unit.id in mention.units for mention in mentions(unit.muscle.partition(",")[0]))
+    assert any(unit.id in units for units in mentions(f"{unit.part} are {unit.movement}"))
+    assert any(unit.id in units for units in mentions(unit.name))
+    assert any(unit.id in units for units in mentions(unit.muscle.partition(",")[0]))
 
 
 def test_counts_over_all_texts_make_the_shares():
