@@ -36,9 +36,10 @@ def choose_folder(config: Any, name: str) -> tuple[Path, Path | None, str]:
                 f"{folder} holds a run {other}; give another output_dir, remove that folder, or set "
                 "overwrite_output_dir: true"
             )
-        logger.info("%s: beginning anew in place of a run %s", folder, other)
-        for checkpoint in [*list_checkpoints(folder), *folder.glob("checkpoint-*")]:
-            shutil.rmtree(checkpoint)
+        with locked(folder):
+            logger.info("%s: beginning anew in place of a run %s", folder, other)
+            for checkpoint in [*list_checkpoints(folder), *folder.glob("checkpoint-*")]:
+                shutil.rmtree(checkpoint)
         last = None
     asked = find_checkpoint(config.run.resume_ckpt_path) if config.run.resume_ckpt_path else None
     if asked and (last is None or read_state(last).step < read_state(asked).step):

@@ -21,6 +21,7 @@ import affect.tasks.au_agent as au_agent
 import prepare_au_agent_data
 from affect.core.config import parse, read_yaml
 from affect.engine.launch import start_accelerator
+from affect.engine.run_folder import locked
 from affect.tasks.au_agent_config import AgentConfig
 from affect.tasks.au_agent_records import read_sets
 from extractors.au.agent import AuAgent
@@ -311,6 +312,10 @@ def test_other_settings_or_data_need_another_folder(config, tmp_path):
     records.write_text("".join(records.read_text().splitlines(keepends=True)[:2]))
     with pytest.raises(ValueError, match=r"other settings \(records\)"):
         train_au_agent(config)
+    kept = checkpoints(tmp_path / "agent")
+    with locked(tmp_path / "agent"), pytest.raises(ValueError, match="another process is training there"):
+        train_au_agent(config, ["overwrite_output_dir=true"])
+    assert checkpoints(tmp_path / "agent") == kept
     anew = train_au_agent(config, ["overwrite_output_dir=true"])
     assert not _same(first, _adapter(anew)) and json.loads((anew / "results.json").read_text())["train_records"] == 2
 
