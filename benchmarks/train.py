@@ -157,7 +157,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _ours(config: Config, accelerator: Accelerator, stores: Mapping[str, Features] | None = None) -> Way:
     """The engine's trainer, one step at a time."""
     trainer = start_trainer(AffectGPTTask(config, _model(config), _samples(config, stores)), accelerator)
-    trainer.wrapped.train()
 
     def step(batch: Batch) -> float:
         return training_step(trainer.task, trainer.wrapped, trainer.optimizer, [batch], accelerator).loss

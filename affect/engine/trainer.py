@@ -67,8 +67,6 @@ class Trainer:
         self.waited += time.monotonic() - began
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if not (self.wrapped.training and self.task.model.training):
-            self.wrapped.train()
         report = training_step(
             self.task, self.wrapped, self.optimizer, window, self.accelerator, self.step, stop, self.weights_moved
         )
@@ -95,7 +93,9 @@ class Trainer:
     def validate(self, stop: StopRequest) -> dict[str, float] | None:
         """Return the scores of the network to keep, None when asked to stop."""
         with self._kept():
-            return self.task.validate(self.wrapped, self.accelerator, stop)
+            scores = self.task.validate(self.wrapped, self.accelerator, stop)
+        self.wrapped.train()
+        return scores
 
     def weights(self) -> Weights:
         """Return the weights to keep, whole; every process takes part.
@@ -178,6 +178,7 @@ def start_trainer(task: Task, accelerator: Accelerator, first: int = 0, last: in
     if accelerator.is_fsdp2:
         prepare_sharding(task.model, accelerator.state.fsdp_plugin)
     wrapped, prepared = accelerator.prepare(task.model, optimizer)
+    wrapped.train()
     average = WeightAverage(list(trainable(task.model).values()), task.run.ema) if task.run.ema else None
     last = task.total_steps(accelerator.num_processes) if last is None else last
     batches = task.batches(first, last, accelerator)
