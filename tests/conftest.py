@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import affect.engine.loop
 import affect.tasks.expressions as expressions_task
 from affect.data.config import Config
 from tiny_world import save_tiny_llm, save_tiny_world
@@ -67,4 +68,4 @@ def no_pictures(monkeypatch):
     """Leave out the pictures of a run, which take longer than the run."""
     monkeypatch.setattr(expressions_task, "draw_confusion", lambda *arguments: None)
     monkeypatch.setattr(expressions_task, "draw_scores", lambda *arguments: None)
-    monkeypatch.setattr(expressions_task.TrainingVisualizer, "plot_and_save", lambda *arguments: None)
+    monkeypatch.setattr(affect.engine.loop, "draw_epoch", lambda *arguments: None)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
-import affect.expressions.trainer
+import affect.engine.trainer
 from fer_runs import run
 
 
 def main(folder: Path) -> None:
-    rank, step = os.environ["RANK"], affect.expressions.trainer.training_step
+    rank, step = os.environ["RANK"], affect.engine.trainer.training_step
     run(folder / "two.yaml")
 
     def stopped_step(*arguments):
@@ -25,16 +25,16 @@ def main(folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)  # one of the two only
         return report
 
-    def broken_step(model, optimizer, window, *arguments):
+    def broken_step(task, model, optimizer, window, *arguments):
         if rank == "1":
             window[-1].images[0] = float("nan")
-        return step(model, optimizer, window, *arguments)
+        return step(task, model, optimizer, window, *arguments)
 
     AcceleratorState._reset_state()
-    affect.expressions.trainer.training_step = stopped_step
+    affect.engine.trainer.training_step = stopped_step
     (folder / f"code_{rank}").write_text(str(run(folder / "stopped.yaml")))
     AcceleratorState._reset_state()
-    affect.expressions.trainer.training_step = broken_step
+    affect.engine.trainer.training_step = broken_step
     try:
         run(folder / "broken.yaml")
     except FloatingPointError as error:

@@ -12,8 +12,6 @@ Both write a picture, CSV and JSON to --out.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import itertools
 import json
 import logging
@@ -21,29 +19,26 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from scipy.ndimage import gaussian_filter1d
 
-from affect.core.files import atomic_write
+from affect.core.config import apply_option, flat
+from affect.core.files import atomic_write, write_csv, write_json
+from affect.core.plots import draw_lines
 from affect.core.schema import check_name
+from affect.engine.checkpoint import find_checkpoint, read_state
 from affect.engine.launch import start_accelerator
 from affect.engine.stop import EXIT_CODE
-from affect.expressions.config import FerConfig, full_option, load_fer_config
-from affect.expressions.history import best_entry, read_history, watched
-from affect.expressions.trainer import build_trainer
-from affect.tasks.expressions import open_sets, train_expressions
+from affect.engine.trainer import start_trainer
+from affect.expressions.config import FerConfig, load_fer_config
+from affect.expressions.image_set import tracked
+from affect.tasks.expressions import open_task, train_expressions, watched
 
 logger = logging.getLogger("affect")
 
@@ -81,54 +76,66 @@ def main(arguments: list[str] | None = None) -> int:
             f"{LEAST_STEPS} steps"
         )
     config = load_fer_config(args.cfg_path, args.options)
-    found = range_test(config, np.geomspace(args.low, args.high, args.steps).tolist(), out)
-    found.write(out)
-    told = f"suggested rate {found.suggestion:.2e}" if found.suggestion else "the loss never fell: no rate suggested"
-    print(f"{told} ({len(found.losses)} steps; curve in {out / 'range.png'})")
+    losses = range_test(config, rates := np.geomspace(args.low, args.high, args.steps), out)
+    found = write_range(rates[: len(losses)], losses, out)
+    told = f"suggested rate {found:.2e}" if found else "the loss never fell: no rate suggested"
+    print(f"{told} ({len(losses)} steps; curve in {out / 'range.png'})")
     return 0
 
 
-@dataclass(frozen=True)
-class RangeTest:
-    """Losses at growing rates; the run may have ended before the last rate."""
+def range_test(config: FerConfig, rates: Sequence[float], folder: Path) -> np.ndarray:
+    """Train a network at growing rates, one step each, and throw it away; return the losses as `sweep` does.
 
-    rates: np.ndarray
-    """[N]."""
-    losses: np.ndarray
-    """[N], nats."""
+    failures.csv goes to `folder`. Moving average, schedule and the number of epochs play no part. Raises
+    ValueError as training does, and where the loss explodes at once.
+    """
+    config = config.model_copy(update={"run": config.run.model_copy(update={"ema": 0.0})})
+    accelerator = start_accelerator(config.run)
+    trainer = start_trainer(open_task(config, accelerator, folder), accelerator, last=len(rates))
 
-    @property
-    def smooth(self) -> np.ndarray:
-        """The losses smoothed over neighbours on both sides: [N]."""
-        return gaussian_filter1d(self.losses, max(1.0, WIDTH * len(self.losses)), mode="nearest")
+    def step(rate: float) -> float:
+        try:
+            return trainer.next_step(rate).loss
+        except FloatingPointError:
+            return math.inf
 
-    @property
-    def suggestion(self) -> float | None:
-        """The rate of the steepest descent before the minimum; None where the loss never fell."""
-        return steepest(self.rates, self.smooth)
-
-    def write(self, folder: Path) -> None:
-        """Write range.png, range.csv and range.json."""
-        rows = zip(self.rates.tolist(), self.losses.tolist(), self.smooth.tolist(), strict=True)
-        _write_csv(folder / "range.csv", ["rate", "loss", "smoothed"], list(rows))
-        found = {"suggestion": self.suggestion, "steps": len(self.rates), "lowest_loss": float(self.smooth.min())}
-        _write_json(folder / "range.json", found)
-        figure, axes = plt.subplots(figsize=(8, 5))
-        axes.plot(self.rates, self.losses, color="tab:gray", alpha=0.4, linewidth=0.8, label="loss")
-        axes.plot(self.rates, self.smooth, color="tab:red", label="smoothed")
-        if self.suggestion:
-            axes.axvline(self.suggestion, color="tab:blue", linestyle="--", label=f"suggested {self.suggestion:.1e}")
-        smooth = self.smooth
-        low, high = smooth.min(), smooth[: smooth.argmin() + 1].max()  # an explosion would flatten all before it
-        limits = (low - 0.5 * (high - low) - 0.05, high + 2 * (high - low) + 0.05)
-        axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=limits, title="Range test")
-        axes.legend()
-        axes.grid(alpha=0.3)
-        _save_figure(figure, folder / "range.png")
+    with closing(trainer.batches):
+        return sweep(step, rates)
 
 
-def steepest(rates: np.ndarray, smooth: np.ndarray) -> float | None:
-    """Return the rate before the minimum of a smoothed loss [N] at which it falls most with the log of the rate."""
+def sweep(step: Callable[[float], float], rates: Sequence[float]) -> np.ndarray:
+    """Call `step` (rate -> loss) with growing rates until the loss explodes; return the losses before that, nats.
+
+    Raises ValueError where that happens before LEAST_STEPS.
+    """
+    losses: list[float] = []
+    lowest = math.inf
+    for rate in tracked(rates, "range test"):
+        losses.append(step(float(rate)))
+        mean = float(np.mean(losses[-RECENT:]))
+        lowest = min(lowest, mean)
+        if not mean <= EXPLODED * lowest < math.inf:
+            losses.pop()
+            break
+    if len(losses) < LEAST_STEPS:
+        raise ValueError(
+            f"the loss exploded after {len(losses)} steps, at a rate of {rates[len(losses)]:.1e}; expected at least "
+            f"{LEAST_STEPS}, give a smaller --low"
+        )
+    return np.array(losses)
+
+
+def smoothed(losses: np.ndarray) -> np.ndarray:
+    """Return losses [N] smoothed over neighbours on both sides."""
+    return gaussian_filter1d(losses, max(1.0, WIDTH * len(losses)), mode="nearest")
+
+
+def suggestion(rates: Sequence[float], losses: np.ndarray) -> float | None:
+    """Return the rate [N] before the minimum at which the smoothed loss falls most with the log of the rate.
+
+    None where the loss never fell.
+    """
+    smooth = smoothed(losses)
     lowest = int(np.argmin(smooth))
     if lowest < 2:
         return None
@@ -137,64 +144,41 @@ def steepest(rates: np.ndarray, smooth: np.ndarray) -> float | None:
     return float(rates[best]) if slopes[best] < 0 else None
 
 
-def sweep(step: Callable[[float], float], rates: Sequence[float]) -> RangeTest:
-    """Call `step` (rate -> loss) with growing rates until the loss explodes; what exploded is left out.
-
-    Raises ValueError where that happens before LEAST_STEPS.
-    """
-    losses: list[float] = []
-    means: list[float] = []
-    console = Console(stderr=True)
-    for rate in track(rates, "range test", console=console, transient=True, disable=not console.is_terminal):
-        loss = step(float(rate))
-        if not math.isfinite(loss):
-            break
-        losses.append(loss)
-        means.append(float(np.mean(losses[-RECENT:])))
-        if means[-1] > EXPLODED * min(means):
-            losses.pop()
-            break
-    if len(losses) < LEAST_STEPS:
-        raise ValueError(
-            f"the loss exploded after {len(losses)} steps, at a rate of {rates[len(losses)]:.1e}; expected at least "
-            f"{LEAST_STEPS}, give a smaller --low"
-        )
-    return RangeTest(np.asarray(rates[: len(losses)], float), np.array(losses))
-
-
-def range_test(config: FerConfig, rates: Sequence[float], folder: Path) -> RangeTest:
-    """Train a network at growing rates, one step each, and throw it away; failures.csv goes to `folder`.
-
-    Moving average, schedule and the number of epochs play no part. Raises ValueError as training does, and
-    where the loss explodes at once.
-    """
-    run = config.run.model_copy(update={"ema": 0.0})
-    config = config.model_copy(update={"run": run})
-    accelerator = start_accelerator(run)
-    sets, _ = open_sets(config, folder, accelerator)
-    trainer = build_trainer(config, sets["train"], accelerator, last_step=len(rates))
-
-    def step(rate: float) -> float:
-        try:
-            return trainer.next_step(rate).loss
-        except FloatingPointError:
-            return math.inf
-
-    return sweep(step, rates)
+def write_range(rates: np.ndarray, losses: np.ndarray, folder: Path) -> float | None:
+    """Write range.png, range.csv and range.json of a range test; return the suggested rate, if any."""
+    found, smooth = suggestion(rates, losses), smoothed(losses)
+    rows = zip(rates.tolist(), losses.tolist(), smooth.tolist(), strict=True)
+    write_csv(folder / "range.csv", ["rate", "loss", "smoothed"], rows)
+    write_json(folder / "range.json", {"suggestion": found, "steps": len(rates), "lowest_loss": float(smooth.min())})
+    low, high = smooth.min(), smooth[: smooth.argmin() + 1].max()  # an explosion would flatten all before it
+    draw_lines(
+        folder / "range.png",
+        {"loss": (rates, losses), "smoothed": (rates, smooth)},
+        {"loss": {"color": "tab:gray", "alpha": 0.4, "linewidth": 0.8}, "smoothed": {"color": "tab:red"}},
+        at={f"suggested {found:.1e}": found} if found else None,
+        ylim=(low - 0.5 * (high - low) - 0.05, high + 2 * (high - low) + 0.05),
+        title="Range test",
+        xlabel="learning rate",
+        ylabel="loss",
+        xscale="log",
+    )
+    return found
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Return setting -> values of `key=a,b` texts, the keys in full (raises ValueError for other texts)."""
+    """Return section.key -> values of `key=a,b` texts (raises ValueError for other texts)."""
+    content: dict[str, Any] = {}
     grid: dict[str, list[str]] = {}
     for text in texts:
-        key, _, values = text.partition("=")
+        name, _, values = text.partition("=")
         found = [value for value in values.split(",") if value]
         if not found:
             raise ValueError(f"--grid {text}: expected KEY=A,B, a setting and its values")
-        key = full_option(f"{key}=").removesuffix("=")
-        if key in grid:
-            raise ValueError(f"--grid {text}: {key} is given twice; put all values into one")
-        grid[key] = list(dict.fromkeys(found))
+        apply_option(FerConfig, content, f"{name}=")
+        keys = flat(content)
+        if len(keys) == len(grid):
+            raise ValueError(f"--grid {text}: {next(reversed(keys))} is given twice; put all values into one")
+        grid[next(key for key in keys if key not in grid)] = list(dict.fromkeys(found))
     return grid
 
 
@@ -204,31 +188,29 @@ def search_grid(cfg_path: str, options: Sequence[str], grid: dict[str, list[str]
     A combination whose loss is not finite has no scores, and the others go on. Ends early, with train.py's
     code, where SIGTERM stops a training; the same command goes on from there.
     """
-    combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     runs = []
-    for values in combinations:  # all are read before the first is trained, so that a wrong value is told at once
+    for values in (dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values())):
         folder = out / f"{epochs}_epochs" / folder_name(values)
-        settings = [f"{key}={value}" for key, value in values.items()]
-        settings = [*options, *settings, f"run.epochs={epochs}", f"run.output_dir={json.dumps(str(folder))}"]
-        load_fer_config(cfg_path, settings)
-        runs.append((values, folder, settings))
+        settings = [*options, *(f"{key}={value}" for key, value in values.items())]
+        settings += [f"run.max_epoch={epochs}", f"run.output_dir={json.dumps(str(folder))}"]
+        # all are read before the first is trained, so that a wrong value is told at once
+        runs.append((values, folder, load_fer_config(cfg_path, settings)))
     rows = []
-    for number, (values, folder, settings) in enumerate(runs, start=1):
+    for number, (values, folder, config) in enumerate(runs, start=1):
         logger.info("%d of %d: %s", number, len(runs), folder.name)
-        if not train_once(cfg_path, settings, folder):
+        if not train_once(config, cfg_path, folder):
             return EXIT_CODE
         rows.append(values | scores_of(folder))
-    multi_label = load_fer_config(cfg_path, runs[0][2]).multi_label
-    write_grid(rows, list(grid), watched(multi_label), out)
+    write_grid(rows, list(grid), watched(runs[0][2]).score, out)
     return 0
 
 
-def train_once(cfg_path: str, settings: Sequence[str], folder: Path) -> bool:
+def train_once(config: FerConfig, cfg_path: str, folder: Path) -> bool:
     """Train into a folder unless that is done or failed before; return False where SIGTERM ended it early."""
     if (folder / NOT_FINITE).is_file():
         return True
     try:
-        return train_expressions(cfg_path, settings)
+        return train_expressions(config, cfg_path)
     except FloatingPointError as error:
         with atomic_write(folder / NOT_FINITE) as handle:
             handle.write(str(error).encode())
@@ -237,11 +219,11 @@ def train_once(cfg_path: str, settings: Sequence[str], folder: Path) -> bool:
 
 def scores_of(folder: Path) -> dict[str, Any]:
     """Return the epoch of a training's best network and its validation scores; nothing where the loss broke."""
-    best = None
-    if not (folder / NOT_FINITE).is_file():
-        multi_label = load_fer_config(folder / "config.yaml").multi_label
-        best = best_entry(read_history(folder / "history.json"), watched(multi_label))
-    return {key: value for key, value in (best or {}).items() if key == "epoch" or key.startswith("val_")}
+    if (folder / NOT_FINITE).is_file():
+        return {}
+    state = read_state(find_checkpoint(folder))
+    best = next((entry for entry in state.history if entry["epoch"] == state.best_epoch), {})
+    return {key: value for key, value in best.items() if key == "epoch" or key.startswith("val_")}
 
 
 def folder_name(values: dict[str, str]) -> str:
@@ -254,43 +236,32 @@ def write_grid(rows: list[dict[str, Any]], keys: list[str], score: str, out: Pat
     """Write grid.csv, grid.json and, where a setting has numbers, grid.png; show the table, highest score first."""
     rows = sorted(rows, key=lambda row: -row.get(score, -math.inf))
     header = list(dict.fromkeys([*keys, score, *(key for row in rows for key in row)]))
-    _write_csv(out / "grid.csv", header, [[row.get(key, "") for key in header] for row in rows])
-    _write_json(out / "grid.json", rows)
+    write_csv(out / "grid.csv", header, [[row.get(key, "") for key in header] for row in rows])
+    write_json(out / "grid.json", rows)
     shown = [*keys, score, "val_loss", "epoch"]
     names = (key.rpartition(".")[2].removeprefix("val_") for key in shown)
     table = Table(*names, title="Validation after the best epoch of each training")
     for row in rows:
-        table.add_row(*(_cell(row.get(key, "not finite")) for key in shown))
+        cells = (row.get(key, "not finite") for key in shown)
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
     Console().print(table)
-    _draw_grid(rows, keys, score, out / "grid.png")
+    if numeric := [key for key in keys if all(_number(row[key]) is not None for row in rows)]:
+        _draw_grid(rows, keys, numeric[0], score, out / "grid.png")
     print(f"table and picture are in {out}")
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _draw_grid(rows: list[dict[str, Any]], keys: list[str], score: str, path: Path) -> None:
-    """Draw a score over the first setting that has numbers, a line for each combination of the others."""
-    numeric = [key for key in keys if all(_number(row[key]) is not None for row in rows)]
-    if not numeric:
-        return
-    key = numeric[0]
-    figure, axes = plt.subplots(figsize=(8, 5))
-    lines: dict[str, list[tuple[float, float]]] = {}
+def _draw_grid(rows: list[dict[str, Any]], keys: list[str], key: str, score: str, path: Path) -> None:
+    """Draw a score over a setting that has numbers, a line for each combination of the others."""
+    points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         label = ", ".join(f"{other.rpartition('.')[2]} {row[other]}" for other in keys if other != key)
-        lines.setdefault(label, []).append((_number(row[key]), row.get(score, math.nan)))
-    for label, points in sorted(lines.items()):
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label or None)
-    if any(lines):
-        axes.legend()
-    values = [_number(row[key]) for row in rows]
-    if min(values) > 0 and max(values) >= 10 * min(values):
-        axes.set_xscale("log")
-    axes.set(xlabel=key.rpartition(".")[2], ylabel=score, title="Validation after the best epoch")
-    axes.grid(alpha=0.3)
-    _save_figure(figure, path)
+        points.setdefault(label, []).append((_number(row[key]), row.get(score, math.nan)))
+    lines = {label: tuple(zip(*sorted(found), strict=True)) for label, found in sorted(points.items())}
+    values = [x for found in points.values() for x, _ in found]
+    wide = min(values) > 0 and max(values) >= 10 * min(values)
+    about = {"xlabel": key.rpartition(".")[2], "ylabel": score, "xscale": "log" if wide else "linear"}
+    about["title"] = "Validation after the best epoch"
+    draw_lines(path, lines, {label: {"marker": "o"} for label in lines}, **about)
 
 
 def _number(text: str) -> float | None:
@@ -298,25 +269,6 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
-
-
-def _write_csv(path: Path, header: list[str], rows: list[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([header, *rows])
-    with atomic_write(path) as handle:
-        handle.write(text.getvalue().encode())
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with atomic_write(path) as handle:
-        handle.write(json.dumps(content, indent=1, allow_nan=False).encode())
-
-
-def _save_figure(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -57,11 +57,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def asks_for_expressions(arguments: list[str] | None) -> bool:
     """Tell whether the configuration on the command line is one of the image track."""
-    from affect.expressions.config import is_fer_config
+    from affect.core.config import read_yaml, task_name
 
     peek = argparse.ArgumentParser(add_help=False)
     peek.add_argument("--cfg-path", default="")
-    return is_fer_config(peek.parse_known_args(arguments)[0].cfg_path)
+    path = peek.parse_known_args(arguments)[0].cfg_path
+    return bool(path) and task_name(read_yaml(path), path) == "expressions"
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

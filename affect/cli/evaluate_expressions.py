@@ -109,7 +109,8 @@ def images_section(args: argparse.Namespace, path: Path, card: ModelCard) -> tup
     What is typed counts first, then the configuration that the run left beside its checkpoint; what that says of the
     data set itself holds only for the very data that were trained on.
     """
-    from affect.expressions.config import load_fer_config, parse_fer_config
+    from affect.core.config import parse
+    from affect.expressions.config import FerConfig, load_fer_config
 
     file = path.parent / "config.yaml"
     trained = load_fer_config(file).images.model_dump() if file.is_file() else {}
@@ -123,7 +124,7 @@ def images_section(args: argparse.Namespace, path: Path, card: ModelCard) -> tup
         content["votes_target"] = "multi_label"
     typed = {key: getattr(args, key) for key in (*DIVIDED, "data_type", "votes_csv") if getattr(args, key) is not None}
     content |= typed | {"data_root": root, "align": args.align or card.aligned}
-    images = parse_fer_config({"images": content}, "evaluate.py fer").images
+    images = parse(FerConfig, {"images": content}, "evaluate.py fer").images
     divided = ", ".join(f"{key} {getattr(images, key):g}" for key in DIVIDED)
     source = str(file) if trained else f"defaults, for there is no {file}"
     chosen = [key for key in DIVIDED if key in typed]

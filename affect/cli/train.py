@@ -63,9 +63,13 @@ def _au_agent(content: dict[str, Any], where: str, options: Sequence[str]) -> bo
 
 
 def _expressions(content: dict[str, Any], where: str, options: Sequence[str]) -> bool:
+    from affect.expressions.config import FerConfig
+
+    config = parse(FerConfig, content, where, options)
+    _keep_freed_memory(config.run.device)
     from affect.tasks.expressions import train_expressions
 
-    return train_expressions(where, options)
+    return train_expressions(config, where)
 
 
 def _keep_freed_memory(device: str) -> None:

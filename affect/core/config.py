@@ -68,6 +68,7 @@ def unset(value: Any) -> Any:
 
 
 Unset = BeforeValidator(unset)
+Device = Annotated[str, BeforeValidator(_device)]
 
 
 class RunSettings(Section):
@@ -110,7 +111,7 @@ class RunSettings(Section):
     """Samples of a batch; each process reads gradient_accumulation_steps batches a step."""
     gradient_accumulation_steps: int = Field(1, gt=0)
 
-    device: Annotated[str, BeforeValidator(_device)] = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda or cuda:<index>."""
     amp: bool = False
     """Mixed precision on a GPU: bfloat16 where it can, else float16 with a scaler."""

@@ -41,10 +41,18 @@ def choose_folder(config: Any, name: str) -> tuple[Path, Path | None, str]:
             for checkpoint in [*list_checkpoints(folder), *folder.glob("checkpoint-*")]:
                 shutil.rmtree(checkpoint)
         last = None
-    asked = find_checkpoint(config.run.resume_ckpt_path) if config.run.resume_ckpt_path else None
+    asked = _asked(Path(config.run.resume_ckpt_path)) if config.run.resume_ckpt_path else None
     if asked and (last is None or read_state(last).step < read_state(asked).step):
         return folder, asked, ""
     return folder, last, read_state(last).reason if last and read_state(last).finished else ""
+
+
+def _asked(path: Path) -> Path:
+    """Return the checkpoint that run.resume_ckpt_path names (raises ValueError where there is none)."""
+    folder = path if path.is_dir() else path.parent
+    if not list_checkpoints(folder) and (other := _older(folder)):
+        raise ValueError(f"run.resume_ckpt_path: {folder} holds a run {other}; leave it out, and a new run begins")
+    return find_checkpoint(path)
 
 
 def _named(config: Any, name: str) -> Path:
@@ -66,6 +74,11 @@ def _other_run(config: Any, folder: Path, last: Path | None) -> str:
     if last:
         differing = differing_keys(config, last)
         return f"with other settings ({', '.join(differing)})" if differing else ""
+    return _older(folder)
+
+
+def _older(folder: Path) -> str:
+    """Return that a folder has what earlier trainings of images and of the AU agent left; nothing where it has not."""
     old = [*folder.glob("resume.pt"), *folder.glob("checkpoint-*/trainer_state.json")]
     if not old:
         return ""

@@ -69,7 +69,9 @@ def whole(value: Tensor) -> Tensor:
 
 
 def like(weight: Tensor, value: Any) -> Any:
-    """Return a whole tensor of a weight's shape divided as the weight is; anything else as it is."""
-    if isinstance(weight, DTensor) and isinstance(value, Tensor) and value.shape == weight.shape:
+    """Return a whole tensor of a weight's shape divided and laid out as the weight is; anything else as it is."""
+    if not isinstance(value, Tensor) or value.shape != weight.shape:
+        return value
+    if isinstance(weight, DTensor):
         return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
-    return value
+    return torch.empty_like(weight, dtype=value.dtype).copy_(value)  # fused optimizers walk along both memories

@@ -104,6 +104,8 @@ class Trainer:
         """
         with self._kept():
             weights = self.task.weights()
+            if self.average:  # on the CPU they are the network's own memory, which is about to change
+                weights = {stem: {n: value.clone() for n, value in part.items()} for stem, part in weights.items()}
         broken = [n for part in weights.values() for n, value in part.items() if not value.isfinite().all()]
         if broken:
             raise FloatingPointError(

@@ -1,22 +1,19 @@
-"""Typed configuration of the image track: `task: fer` with the sections model, images, run and predict.
+"""Typed configuration of the image track: `task: expressions` (fer) with the sections model, images, run and predict.
 
-Flags of the systems that users come from are accepted as keys (aliases below); an option without a
-section goes into the section that knows it, so `--options lr=5e-4 epochs=50` works.
+Flags of the systems that users come from are accepted as keys (`aliases`); an option without a section goes into
+the section that knows it, so `--options lr=5e-4 epochs=50` works.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 from pydantic import model_validator as check
 
-from affect.core.typed_yaml import ConfigError, Section, apply_option, describe_fault, drop_not_needed, read_yaml
+from affect.core.config import ConfigError, Device, RunSettings, Section, also, parse, read_yaml
 from affect.expressions.samples import GRAY_MEAN, GRAY_STD, IMAGENET_MEAN, IMAGENET_STD, InputSpec
 
 Arch = Literal["poster_v2", "ir50_vit", "compact", "timm"]
@@ -29,9 +26,10 @@ def _stage(value: Any) -> Any:
     return f"stage{value}" if value in (3, 4, "3", "4") else value
 
 
-def _device(value: Any) -> Any:
-    """Users write GPU and CPU, too."""
-    return {"GPU": "cuda", "CPU": "cpu"}.get(value, value)
+_NOT_NEEDED = {
+    "evaluate": "tools/evaluate.py fer --ckpt … --data_root … evaluates",
+    "num_classes": "the data say how many classes there are",
+}
 
 
 class ImageModelConfig(Section):
@@ -64,14 +62,15 @@ class ImageModelConfig(Section):
     proj_drop: float = Field(0.0, ge=0, lt=1)
     drop_path: float | None = Field(None, ge=0, lt=1)
     """Highest rate of stochastic depth; 0.25 for poster_v2, else 0, when not given."""
-    grad_checkpointing: bool = Field(
-        False, validation_alias=AliasChoices("grad_checkpointing", "gradient_checkpointing")
-    )
+    grad_checkpointing: bool = False
     """Compute activations anew in the backward pass instead of keeping them."""
     channels_last: bool = True
     """Memory layout of the convolutions; docs/expression_images.md has the measured difference."""
     compile: bool = False
     """Compile the network with torch.compile."""
+
+    aliases = also(grad_checkpointing="gradient_checkpointing")
+    not_needed = _NOT_NEEDED
 
     @property
     def input_size(self) -> int:
@@ -91,7 +90,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class ImagesConfig(Section):
     """Labelled images, their splits, and how training changes them."""
 
-    data_root: str = Field("data", validation_alias=AliasChoices("data_root", "data", "data_csv"))
+    data_root: str = "data"
     """Folder of images in one of three layouts, or the FER2013 CSV file."""
     data_type: DataType | None = None
     """Known data set: gives class names for numbered folders, their order, and normalisation."""
@@ -135,6 +134,9 @@ class ImagesConfig(Section):
     cutmix: float = Field(0.0, ge=0)
     """Alpha of CutMix; with mixup, each batch draws one of the two."""
 
+    aliases = also(data_root="data data_csv")
+    not_needed = _NOT_NEEDED
+
     @check(mode="before")
     @classmethod
     def _mixup_flag(cls, content: Any) -> Any:
@@ -157,84 +159,31 @@ class ImagesConfig(Section):
         return self
 
 
-class FerRunConfig(Section):
-    fsdp: ClassVar[bool] = False
-    """How long, how fast and where to train."""
+class FerRunConfig(RunSettings):
+    """What all tasks share, and the loss."""
 
-    epochs: int = Field(30, gt=0)
-    batch_size: int = Field(64, gt=0, validation_alias=AliasChoices("batch_size", "batch-size"))
-    """Images per step and process."""
-    grad_accum_steps: int = Field(
-        1, gt=0, validation_alias=AliasChoices("grad_accum_steps", "gradient_accumulation_steps")
-    )
-    lr: float = Field(3e-4, gt=0)
-    min_lr: float = Field(0.0, ge=0)
-    warmup_epochs: float = Field(0.0, ge=0)
-    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
-    weight_decay: float = Field(1e-4, ge=0, validation_alias=AliasChoices("weight_decay", "wd"))
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Of sgd."""
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
-    sam: bool = False
-    """Sharpness-aware minimisation around the optimizer (Foret et al., ICLR 2021)."""
-    sam_rho: float = Field(0.05, gt=0, validation_alias=AliasChoices("sam_rho", "rho"))
-    sam_adaptive: bool = Field(False, validation_alias=AliasChoices("sam_adaptive", "adaptive"))
-    """Scale the step by the weights (ASAM; Kwon et al., ICML 2021)."""
-    scheduler: Literal["constant", "cosine", "exponential", "plateau"] = "cosine"
-    schedule_by: Literal["step", "epoch"] = "step"
-    """How often cosine and exponential change the rate; plateau always looks after an epoch."""
-    gamma: float = Field(0.98, gt=0, le=1)
-    """exponential: factor of an epoch."""
-    plateau_factor: float = Field(0.5, gt=0, lt=1)
-    plateau_patience: int = Field(5, ge=0)
-    """plateau: epochs without a better validation loss before the rate falls."""
-    max_grad_norm: float | None = Field(None, gt=0)
-
+    init_lr: float = Field(3e-4, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    batch_size_train: int = Field(64, gt=0)
+    """Images of a batch."""
+    amp: bool = True
+    """Mixed precision on a GPU: bfloat16 where it can, else float16 with a scaler."""
+    keep_checkpoints: int = Field(1, gt=0)
+    """Checkpoints to go on from; best.safetensors and last.safetensors are kept beside them."""
     loss_type: Literal["ce", "focal"] = "ce"
-    label_smoothing: float = Field(0.0, ge=0, lt=1, validation_alias=AliasChoices("label_smoothing", "beta"))
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
     focal_gamma: float = Field(2.0, ge=0)
     class_weight: Literal["balanced"] | list[float] | None = None
     """balanced: every class counts alike in the loss."""
-    ema: float = Field(0.0, ge=0, lt=1)
-    """Decay of the moving average of the weights, e.g. 0.999, which is then what is validated and kept; 0: none."""
 
-    patience: int = Field(0, ge=0)
-    """Epochs without a better validation accuracy after which training ends; 0: never."""
-    seed: int = Field(42, ge=0, lt=2**32)
-    num_workers: int = Field(4, ge=0, validation_alias=AliasChoices("num_workers", "workers"))
-    amp: bool = True
-    """Mixed precision on a GPU: bfloat16 where it can, else float16 with a scaler."""
-    device: Annotated[str, BeforeValidator(_device)] = Field(
-        "auto", validation_alias=AliasChoices("device", "device_target")
-    )
-    """auto, cpu, cuda or cuda:<index>."""
-    output_dir: str | None = Field(None, validation_alias=AliasChoices("output_dir", "out_dir", "save_dir"))
-    """Run folder; made from the name of the config file when not given."""
-    resume: str | None = None
-    """Run folder to go on from; an unfinished run in the run folder goes on by itself."""
-    trackers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
-    log_every: int = Field(50, gt=0)
-    save_every: int | None = Field(None, gt=0)
-    """Steps between states to go on from within an epoch; after every epoch only, when not given."""
+    aliases = RunSettings.aliases | also(label_smoothing="beta")
+    not_needed = _NOT_NEEDED
 
-    @check(mode="before")
-    @classmethod
-    def _flags(cls, content: Any) -> Any:
-        """Users write no_amp and gpu, too."""
-        if not isinstance(content, dict):
-            return content
-        content = dict(content)
-        if "no_amp" in content:
-            if not isinstance(content["no_amp"], bool):
-                raise ValueError(f"no_amp: expected True or False, found {content['no_amp']!r}")
-            content["amp"] = not content.pop("no_amp")
-        if (gpu := content.pop("gpu", None)) is not None:
-            if not re.fullmatch(r"-?\d+", str(gpu)):
-                raise ValueError(f"gpu: expected the index of one GPU, or -1 for the CPU, found {gpu!r}; see torchrun")
-            content["device"] = f"cuda:{gpu}" if int(gpu) >= 0 else "cpu"
-        return content
+    @check(mode="after")
+    def _fits_one_card(self) -> FerRunConfig:
+        if self.fsdp:
+            raise ValueError("fsdp: networks of the image track fit on one card; leave it out")
+        return self
 
 
 class PredictConfig(Section):
@@ -244,7 +193,7 @@ class PredictConfig(Section):
     """best.safetensors or last.safetensors of a run, or the run's folder."""
     output_dir: str = "output/expressions"
     batch_size: int = Field(32, gt=0)
-    device: Annotated[str, BeforeValidator(_device)] = "auto"
+    device: Device = "auto"
     flip: bool = False
     """Mean of the probabilities of an image and its mirror image."""
     face_finder: str = "auto"
@@ -262,15 +211,19 @@ class PredictConfig(Section):
 class FerConfig(Section):
     """A whole file."""
 
-    task: Literal["fer"] = "fer"
+    task: Literal["expressions"] = "expressions"
     model: ImageModelConfig = Field(default_factory=ImageModelConfig)
     images: ImagesConfig = Field(default_factory=ImagesConfig)
     run: FerRunConfig = Field(default_factory=FerRunConfig)
     predict: PredictConfig = Field(default_factory=PredictConfig)
 
+    flat_options: ClassVar[bool] = True
+    uncompared: ClassVar[frozenset[str]] = frozenset(["predict"])
+    """Section that does not make a run another one."""
+
     @check(mode="after")
     def _batches_have_statistics(self) -> FerConfig:
-        if self.model.arch == "compact" and self.run.batch_size == 1:
+        if self.model.arch == "compact" and self.run.batch_size_train == 1:
             raise ValueError("run.batch_size 1: compact normalises over the batch; set at least 2")
         return self
 
@@ -280,90 +233,12 @@ class FerConfig(Section):
         return self.images.votes_target == "multi_label"
 
 
-SECTIONS: dict[str, type[Section]] = {
-    "model": ImageModelConfig,
-    "images": ImagesConfig,
-    "run": FerRunConfig,
-    "predict": PredictConfig,
-}
-NOT_NEEDED: dict[str, str] = {
-    "evaluate": "tools/evaluate.py fer --ckpt … --data_root … evaluates",
-    "num_classes": "the data say how many classes there are",
-}
-"""Flag of users' scripts -> why nothing here needs it."""
-
-
-def is_fer_config(path: str | Path) -> bool:
-    """Tell whether a file is one of the image track; an unreadable one is not."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False  # reading it as a configuration says what is wrong with it
-    return isinstance(content, dict) and content.get("task") == "fer"
-
-
 def load_fer_config(path: str | Path, options: Sequence[str] = ()) -> FerConfig:
     """Read a YAML file, apply `section.key=value` or `key=value` options and return the typed configuration.
 
     Raises ConfigError with every fault at once: file, key, what was found and expected.
     """
-    content = read_yaml(path)
-    settle_spellings(content)
-    for option in options:
-        apply_option(content, full_option(option))
-    return parse_fer_config(content, str(path))
-
-
-def parse_fer_config(content: dict[str, Any], where: str) -> FerConfig:
-    """Return the typed configuration of a mapping; `where` names it in errors (raises ConfigError)."""
-    settle_spellings(content)
-    for name in SECTIONS:
-        if isinstance(content.get(name), dict):
-            drop_not_needed(content[name], NOT_NEEDED, where, f"{name}.")
-    try:
-        return FerConfig.model_validate(content)
-    except ValidationError as error:
-        faults = [describe_fault(fault, where, _known_keys(fault["loc"])) for fault in error.errors()]
-        raise ConfigError("\n".join(faults)) from None
-
-
-def full_option(option: str) -> str:
-    """Return an option with its section and the key's own spelling (raises ConfigError where no section knows it)."""
-    key, equals, value = option.partition("=")
-    if "." in key:
-        section, _, key = key.partition(".")
-        return f"{section}.{_SPELLINGS.get(section, {}).get(key, key)}{equals}{value}"
-    for section, spellings in _SPELLINGS.items():
-        if key in spellings:
-            return f"{section}.{spellings[key]}{equals}{value}"
-    known = [spelling for spellings in _SPELLINGS.values() for spelling in spellings]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    raise ConfigError(f"--options {option}: unknown key{f'; did you mean {near[0]}?' if near else ''}")
-
-
-def settle_spellings(content: dict[str, Any]) -> None:
-    """Give every key of a file's sections its own spelling."""
-    for section, spellings in _SPELLINGS.items():
-        if isinstance(content.get(section), dict):
-            content[section] = {spellings.get(key, key): value for key, value in content[section].items()}
-
-
-def _spellings(name: str) -> dict[str, str]:
-    """Return every spelling of a section's keys -> the key."""
-    found = {}
-    for key, field in SECTIONS[name].model_fields.items():
-        aliases = field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else []
-        found |= {str(spelling): key for spelling in [key, *aliases]}
-    extra = ["no_amp", "gpu", *NOT_NEEDED] if name == "run" else []
-    return found | {key: key for key in extra}
-
-
-_SPELLINGS = {name: _spellings(name) for name in SECTIONS}
-
-
-def _known_keys(keys: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the section that a key is in."""
-    return list((SECTIONS.get(str(keys[0]), FerConfig) if len(keys) > 1 else FerConfig).model_fields)
+    return parse(FerConfig, read_yaml(path), str(path), options)
 
 
 def input_spec(model: ImageModelConfig, mean: Sequence[float] | None, std: Sequence[float] | None) -> InputSpec:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from affect.core.failures import Failure
-from affect.engine.stop import ignore_sigterm
+from affect.engine.stop import StopRequest, ignore_sigterm
 from affect.expressions.image_set import ImageSet, Readable, collate_readable, tracked
 from affect.expressions.predict import probabilities_of
 
@@ -42,10 +42,12 @@ def evaluate(
     num_workers: int = 0,
     flip: bool = False,
     multi_label: bool = False,
+    stop: StopRequest | None = None,
 ) -> Evaluation:
     """Return what a network says of every image of a set, plain (not augmented), the last batch included.
 
-    flip: mean of the probabilities of an image and its mirror image. The model is left in evaluation mode.
+    flip: mean of the probabilities of an image and its mirror image. The model is left in evaluation mode. When
+    asked to stop it looks at no more images.
     """
     device = torch.device(device)
     loader = DataLoader(
@@ -60,6 +62,8 @@ def evaluate(
     empty = np.zeros((0, len(image_set.classes)), np.float32)
     parts = [Evaluation([], np.zeros(0, np.int64), empty, empty, math.nan, failures := [])]
     for batch, failed in tracked(loader, "evaluating"):
+        if stop and stop.asked:
+            break
         failures += failed
         if batch is not None:
             images = batch.images.to(device, non_blocking=True)

@@ -1,7 +1,7 @@
 """Labelled images as a data set: opened from folders or a FER2013 CSV file, read, changed and put side by side.
 
 sets = open_images(config, spec)                 {"train": ImageSet, "val": ImageSet, ...}
-failures = check_images(sets["train"], workers)  what cannot be read, so that `without` leaves it out
+failures = check_images(sets["train"], workers)  what cannot be read, so that `take` leaves it out
 sets["train"][Draw(7, cycle)]                    augmented, a pure function of (seed, cycle, 7)
 sets["train"][7]                                 plain
 """
@@ -9,7 +9,7 @@ sets["train"][7]                                 plain
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,10 +103,9 @@ class ImageSet(Dataset[Sample]):
             raise NoFaceError(f"{self.names[index]}: expected a face, found none; leave it out or set align off")
         return face
 
-    def without(self, indices: Collection[int]) -> ImageSet:
-        """Return the set without some of its images."""
-        kept = np.setdiff1d(np.arange(len(self)), np.fromiter(indices, int, len(indices)))
-        return replace(self, records=self.records.take(kept))
+    def take(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
+        """Return the set of the images of these places."""
+        return replace(self, records=self.records.take(indices))
 
 
 class NoFaceError(ImageError):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from affect.core.config import ConfigError
 from affect.core.device import pick_device
-from affect.core.typed_yaml import ConfigError
 from affect.expressions.config import PredictConfig
 from affect.expressions.drawing import enlarge
 from affect.expressions.explain import draw_heat, grad_cam

@@ -35,6 +35,7 @@ class Records:
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Records:
         """Return the images of these places; failures stay."""
+        indices = np.asarray(indices, int)
         source = self.source if isinstance(self.source, Path) else self.source[indices]
         names = [self.names[i] for i in indices]
         return Records(names, self.labels[indices], self.targets[indices], source, self.failures)

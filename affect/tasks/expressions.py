@@ -6,341 +6,345 @@
     history.json        one entry an epoch: rate, training loss and accuracy, validation scores
     confusion.png       of the best epoch; accuracy.png and training_curves/: over all epochs
     failures.csv        images that could not be used, and why
-    resume.pt           what the run goes on from, to the bit
-    config.yaml         the resolved configuration
+A checkpoint holds network.safetensors and left_out.json beside the engine's own files.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
-import time
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
-from datetime import timedelta
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object, set_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
+from affect.core.config import ConfigError
 from affect.core.failures import write_failures
-from affect.core.plots import draw_confusion
-from affect.engine.launch import check_trackers, start_accelerator, start_trackers
-from affect.engine.stop import StopRequest
-from affect.expressions.config import FerConfig, load_fer_config
-from affect.expressions.curves import HD_EVERY, TrainingVisualizer
-from affect.expressions.evaluation import Evaluation, evaluate, joined
-from affect.expressions.history import Entry, best_entry, draw_scores, end_reason, history_entry, watched, write_history
-from affect.expressions.image_set import ImageSet, check_images, open_images
-from affect.expressions.models import check_settings
-from affect.expressions.network_file import ModelCard, save_model
+from affect.core.files import write_json
+from affect.core.plots import draw_confusion, new_figure, save_figure, whole_numbers
+from affect.data.sampling import StepBatches
+from affect.engine.curves import HD_EVERY, LONG_EPOCH
+from affect.engine.launch import agreed
+from affect.engine.loop import train
+from affect.engine.sharding import whole
+from affect.engine.stop import StopRequest, ignore_sigterm
+from affect.engine.task import Size, Watched, Weights
+from affect.expressions.balanced import ClassBalancedBatches
+from affect.expressions.config import FerConfig, FerRunConfig, load_fer_config
+from affect.expressions.evaluation import evaluate, joined
+from affect.expressions.image_files import ImageError
+from affect.expressions.image_set import ImageSet, Readable, check_images, collate_readable, open_images
+from affect.expressions.losses import ExpressionLoss, class_weights
+from affect.expressions.mixing import mix
+from affect.expressions.models import ExpressionModel, build_model, check_settings
+from affect.expressions.network_file import ModelCard, read_network, save_model
 from affect.expressions.presets import data_spec
-from affect.expressions.resume import RunState, load_state, run_folder, save_fer_config, save_state
-from affect.expressions.schedule import learning_rate
+from affect.expressions.samples import ImageBatch, InputSpec
 from affect.expressions.scores import ExpressionScores, expression_scores
-from affect.expressions.step import StepReport
-from affect.expressions.trainer import Trainer, build_trainer, steps_per_epoch
 
 logger = logging.getLogger(__name__)
 
-LONG_EPOCH = 100
-"""Steps of an epoch from which on curves are drawn after each; drawing takes as long as a short one."""
+LEFT_OUT = "left_out.json"
+"""Split -> images that could not be read when the run began; one that goes on leaves out the same."""
+
+
+def train_expressions(config: FerConfig, cfg_path: str | Path) -> bool:
+    """Train as a configuration says; return False when SIGTERM ended it early, after a checkpoint.
+
+    Raises ValueError for settings or data that cannot be used, ImageError for an image that cannot be read,
+    FloatingPointError naming the images of a step whose loss or gradient is not finite.
+    """
+    check_settings(config.model)  # before all images are read
+    return train(config, cfg_path, partial(open_task, config))
 
 
 @dataclass
-class Run:
-    """Everything that one run's epochs share."""
+class ExpressionTask:
+    """The task that `affect.engine.task.Task` describes."""
 
-    trainer: Trainer
-    val_set: ImageSet
-    folder: Path
-    per_epoch: int
-    """Steps of an epoch."""
-    curves: TrainingVisualizer
-    stop: StopRequest
-    history: list[Entry] = field(default_factory=list)
-    accuracies: list[float] = field(default_factory=list)
-    """Training accuracy of each step of the epoch at hand."""
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    config: FerConfig
+    model: ExpressionModel
+    sets: dict[str, ImageSet]
+    """train and val."""
+    left_out: dict[str, list[str]]
     """Split -> images that cannot be read."""
+    image_flops: int = 0
+    """Operations that the network takes for an image; 0 where that is not known."""
+    scores: ExpressionScores | None = field(default=None, init=False)
+    """Of the last validation."""
+
+    noun = "images"
+    validates_first = False
+
+    def __post_init__(self) -> None:
+        self.watched = watched(self.config)
+        self.loss_of = build_loss(self.config, self.sets["train"])
 
     @property
-    def score(self) -> str:
-        """What makes an epoch the best one."""
-        return watched(self.trainer.config.multi_label)
+    def run(self) -> FerRunConfig:
+        """Settings of the run."""
+        return self.config.run
+
+    def steps_per_epoch(self, processes: int) -> int:
+        """Return how many steps see as many images as there are; the last one goes on with the next cycle's."""
+        images = self.run.batch_size_train * self.run.gradient_accumulation_steps * processes
+        return math.ceil(len(self.sets["train"]) / images)
+
+    def total_steps(self, processes: int) -> int:
+        """Return the steps of all epochs."""
+        return self.run.max_epoch * self.steps_per_epoch(processes)
+
+    def batches(self, first: int, last: int, accelerator: Accelerator) -> Generator[ImageBatch]:
+        """Return this process's batches from step `first` to before `last`; an image that cannot be read raises."""
+        run, train_set = self.run, self.sets["train"]
+        places = {
+            "batch_size": run.batch_size_train,
+            "seed": run.seed,
+            "first": first * run.gradient_accumulation_steps,
+            "last": last * run.gradient_accumulation_steps,
+            "rank": accelerator.process_index,
+            "world": accelerator.num_processes,
+        }
+        if self.config.images.balanced:
+            sampler = ClassBalancedBatches(labels=train_set.labels.numpy(), **places)
+        else:
+            sampler = StepBatches(size=len(train_set), **places)
+        loader = DataLoader(
+            Readable(train_set),
+            batch_sampler=sampler,
+            num_workers=run.num_workers,
+            collate_fn=collate_readable,
+            pin_memory=accelerator.device.type == "cuda",
+            worker_init_fn=ignore_sigterm,
+            prefetch_factor=4 if run.num_workers else None,
+        )
+        for batch, failures in loader:
+            if failures:
+                raise ImageError(f"{failures[0].reason}; set images.check_images to True, and such images are left out")
+            yield batch
+
+    def to_device(self, batch: ImageBatch, device: torch.device, seed: tuple[int, ...]) -> ImageBatch:
+        """Return a batch on a device and mixed."""
+        layout = torch.channels_last if self.config.model.channels_last else torch.preserve_format
+        images = batch.images.to(device, non_blocking=True, memory_format=layout)
+        targets = batch.targets.to(device, non_blocking=True)
+        images, targets = mix(images, targets, self.config.images.mixup, self.config.images.cutmix, seed)
+        return replace(batch, images=images, targets=targets)
+
+    def size(self, batch: ImageBatch) -> Size:
+        """Return how many images a batch has."""
+        return Size(len(batch.names), len(batch.names))
+
+    def names(self, batch: ImageBatch) -> list[str]:
+        """Return paths below the data's root, or rows of the CSV file."""
+        return batch.names
+
+    def loss(self, model: nn.Module, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean loss, and the share of images whose likeliest class is that of the highest target."""
+        logits = model(batch.images)
+        right = logits.detach().argmax(dim=1) == batch.targets.argmax(dim=1)
+        return self.loss_of(logits, batch.targets), {"acc": right.float().mean()}
+
+    def flops(self, size: Size) -> float:
+        """Return about how many operations a step takes: forward, twice that backward, and all of it again with SAM."""
+        return 3.0 * self.image_flops * size.samples * (2 if self.run.sam else 1)
+
+    def validate(self, model: nn.Module, accelerator: Accelerator, stop: StopRequest) -> dict[str, float] | None:
+        """Return the scores of the val images; each process looks at a part, all get the whole."""
+        val_set, processes = self.sets["val"], accelerator.num_processes
+        part = val_set
+        if processes > 1:
+            for buffer in self.model.buffers():  # each process has the running statistics of its own images
+                torch.distributed.broadcast(buffer, src=0)
+            chunks = np.array_split(np.arange(len(val_set)), processes)
+            part = val_set.take(chunks[accelerator.process_index])
+        with accelerator.autocast():
+            # the bare network: the parts may differ in length, and DDP would wait for its like at each batch
+            own = evaluate(
+                self.model,
+                part,
+                self.run.batch_size_train,
+                accelerator.device,
+                self.run.num_workers,
+                multi_label=self.config.multi_label,
+                stop=stop,
+            )
+        parts = gather_object([None if stop.asked else own])
+        if any(each is None for each in parts):
+            return None
+        found = joined(parts, self.config.multi_label)
+        if found.failures:
+            logger.warning("validation left %d unreadable images out", len(found.failures))
+        self.scores = expression_scores(found, val_set.classes, self.config.multi_label)
+        return {f"val_{key}": value for key, value in self.scores.means.items()}
+
+    def weights(self) -> Weights:
+        """Return the whole network."""
+        return {"network": {name: whole(value) for name, value in self.model.state_dict().items()}}
+
+    def save(self, folder: Path, weights: Weights) -> None:
+        """Write network.safetensors and left_out.json."""
+        save_model(folder / "network.safetensors", weights["network"], self._card(0))
+        write_json(folder / LEFT_OUT, self.left_out)
+
+    def load(self, checkpoint: Path) -> None:
+        """Take the network of a checkpoint."""
+        path = checkpoint / "network.safetensors"
+        try:
+            self.model.load_state_dict(read_network(path)[1])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path}: expected the state of this network, found another one's: {reason}") from None
+
+    def begin(self, folder: Path, checkpoint: Path | None) -> None:
+        """Copy the best network so far where the run goes on in another folder."""
+        if checkpoint and checkpoint.parent != folder:
+            for name in ("best.safetensors", "confusion.png", "failures.csv"):
+                if (checkpoint.parent / name).is_file() and not (folder / name).is_file():
+                    shutil.copy2(checkpoint.parent / name, folder / name)
+
+    def end_epoch(self, folder: Path, weights: Weights, history: list[dict[str, Any]], best: bool, last: bool) -> None:
+        """Write networks, history and pictures."""
+        card = self._card(len(history))
+        if best:
+            save_model(folder / "best.safetensors", weights["network"], card)
+            if self.scores and self.scores.counts is not None:
+                title = f"epoch {card.epoch}, accuracy {self.scores.means['acc']:.1%}"
+                draw_confusion(folder / "confusion.png", self.scores.counts, card.classes, title)
+        save_model(folder / "last.safetensors", weights["network"], card)
+        if last or history[0]["step"] >= LONG_EPOCH or card.epoch % HD_EVERY == 0:
+            draw_scores(folder / "accuracy.png", history, self.watched.score)
+        write_json(folder / "history.json", history)
+
+    def _card(self, epoch: int) -> ModelCard:
+        config, images = self.config, self.sets["val"]
+        return ModelCard(
+            model=config.model,
+            classes=images.classes,
+            input=images.spec,
+            multi_label=config.multi_label,
+            aligned=config.images.align,
+            data=images.name,
+            epoch=epoch,
+            scores=self.scores.means if self.scores and epoch else {},
+        )
 
 
-def train_expressions(cfg_path: str | Path, options: Sequence[str] = ()) -> bool:
-    """Train as a YAML file says; return False when SIGTERM ended it early, after the state was saved.
+def watched(config: FerConfig) -> Watched:
+    """Return what makes an epoch the best one: accuracy, or macro F1 where several classes may be true."""
+    if config.multi_label:
+        return Watched("val_macro_f1", higher=True, told="validation macro F1")
+    return Watched("val_acc", higher=True, told="validation accuracy")
 
-    An unfinished run goes on, a finished one is left alone. Raises ValueError for settings or data that cannot be used,
-    FloatingPointError naming the images of a step whose loss or gradient is not finite.
-    """
-    config = load_fer_config(cfg_path, options)
-    check_trackers(config.run)
-    check_settings(config.model)  # before all images are read
-    accelerator = start_accelerator(config.run)
-    if not accelerator.is_main_process:
-        logging.getLogger().setLevel(logging.WARNING)
-    # the folder's name holds the time, so one process names it for all
-    folder, resume, reason = broadcast_object_list(list(run_folder(config, cfg_path)))
-    if reason:
-        logger.info("%s: %s; for a new run use another run.output_dir", folder, reason)
-        return True
-    state = load_state(resume) if resume else None
-    sets, left_out = open_sets(config, folder, accelerator, state)
-    if accelerator.is_main_process:
-        save_fer_config(config, folder / "config.yaml")
-        logger.info("run folder: %s", folder)
-    with StopRequest() as stop:
-        run = _start(config, sets, folder, accelerator, state, stop)
-        run.left_out = left_out
-        if resume:
-            logger.info("going on from %s: epoch %d, step %d are done", resume, len(run.history), run.trainer.step)
-            _bring_best(run, resume)
-        start_trackers(accelerator, config, folder)
-        with closing(run.trainer.batches):
-            done = _epochs(run)
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    return done
+
+def open_task(
+    config: FerConfig, accelerator: Accelerator, folder: Path, checkpoint: Path | None = None
+) -> ExpressionTask:
+    """Return the task with images and network opened; raises ValueError for what cannot be used."""
+    sets, left_out = open_sets(config, folder, accelerator, checkpoint)
+    set_seed(config.run.seed)
+    settings = config.model
+    if config.run.gradient_checkpointing:
+        settings = settings.model_copy(update={"grad_checkpointing": True})
+    model = build_model(settings, len(sets["train"].classes))
+    flops = forward_flops(model, sets["train"].spec) if accelerator.device.type == "cuda" else 0
+    if settings.compile or config.run.compile:
+        model.compile()
+    weights = sum(weight.numel() for weight in model.parameters())
+    free = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    logger.info("%s: %d weights, %d of them trained, on %s", settings.arch, weights, free, accelerator.device)
+    return ExpressionTask(config, model, sets, left_out, flops)
 
 
 def open_sets(
-    config: FerConfig,
-    folder: Path,
-    accelerator: Accelerator,
-    state: RunState | None = None,
+    config: FerConfig, folder: Path, accelerator: Accelerator, checkpoint: Path | None = None
 ) -> tuple[dict[str, ImageSet], dict[str, list[str]]]:
     """Return the train and val images that can be read, and the names of the others; log how many of each class.
 
     The main process reads every image once (images.check_images) and writes failures.csv. A run that
     goes on leaves out what it left out before, so that its order is the same.
     """
-    spec = data_spec(config.model, config.images)
-    sets = open_images(config.images, spec, ("train", "val"), seed=config.run.seed)
+    images = config.images
+    sets = open_images(images, data_spec(config.model, images), ("train", "val"), seed=config.run.seed)
     for split, why in (("train", "train on"), ("val", "validate on; set images.val_split above 0")):
         if split not in sets:
-            raise ValueError(f"{config.images.data_root}: expected images to {why}, found none")
-    if state and state.config.images == config.images:
-        left_out = state.left_out
-    else:
-        found = [failure for image_set in sets.values() for failure in image_set.failures]
-        left_out = {}
-        if accelerator.is_main_process:
-            for split, image_set in sets.items():
-                failures = check_images(image_set, config.run.num_workers) if config.images.check_images else []
-                left_out[split] = [failure.name for failure in failures]
-                found += failures
-            write_failures(folder / "failures.csv", list(dict.fromkeys(found)))
-        (left_out,) = broadcast_object_list([left_out])
+            raise ValueError(f"{images.data_root}: expected images to {why}, found none")
+    left_out = agreed(lambda: _left_out_before(config, checkpoint) or _left_out(config, sets, folder))
     for split, image_set in sets.items():
         broken = set(left_out[split])
-        sets[split] = image_set.without([i for i, name in enumerate(image_set.names) if name in broken])
+        sets[split] = image_set.take([i for i, name in enumerate(image_set.names) if name not in broken])
         if not len(sets[split]):
-            raise ValueError(f"{config.images.data_root}: none of the {split} images can be read; see failures.csv")
+            raise ValueError(f"{images.data_root}: none of the {split} images can be read; see failures.csv")
         counts = np.bincount(sets[split].labels.numpy(), minlength=len(image_set.classes))
         each = ", ".join(f"{name} {count}" for name, count in zip(image_set.classes, counts, strict=True))
         logger.info("%s: %d images of %s (%s)", split, len(sets[split]), image_set.name, each)
     return sets, left_out
 
 
-def _start(
-    config: FerConfig,
-    sets: dict[str, ImageSet],
-    folder: Path,
-    accelerator: Accelerator,
-    state: RunState | None,
-    stop: StopRequest,
-) -> Run:
-    """Return a run at its beginning or where a state left it: at that epoch's start if its epochs had other steps."""
-    per_epoch = steps_per_epoch(config, sets["train"], accelerator)
-    curves = TrainingVisualizer(folder / "training_curves", accelerator.is_main_process)
-    step, history, accuracies = (state.step, state.history, state.accuracies) if state else (0, [], [])
-    begin = len(history) * per_epoch
-    if step - begin != len(accuracies) or step > begin + per_epoch:
-        step, accuracies = begin, []
-    trainer = build_trainer(config, sets["train"], accelerator, step)
-    weights = sum(weight.numel() for weight in trainer.model.parameters())
-    free = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
-    logger.info(
-        "%s: %d weights, %d of them trained; %d epochs of %d steps, %d images a step, on %s",
-        *(config.model.arch, weights, free, config.run.epochs, per_epoch),
-        config.run.batch_size * config.run.grad_accum_steps * accelerator.num_processes,
-        accelerator.device,
-    )
-    if state:
-        trainer.load_state_dict(state.trainer, state.config.run.optimizer == config.run.optimizer)
-        curves.take(state.curves)
-    return Run(trainer, sets["val"], folder, per_epoch, curves, stop, history, accuracies)
+def _left_out_before(config: FerConfig, checkpoint: Path | None) -> dict[str, list[str]] | None:
+    """Return what a run that goes on with the same images left out; None where there is none."""
+    if checkpoint is None or load_fer_config(checkpoint / "config.yaml").images != config.images:
+        return None
+    try:
+        return json.loads((checkpoint / LEFT_OUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{checkpoint / LEFT_OUT}: expected the images that the run leaves out ({error})") from None
 
 
-def _bring_best(run: Run, resume: Path) -> None:
-    """Copy the best network so far where the run goes on in another folder."""
-    if run.history and resume.parent != run.folder and run.trainer.accelerator.is_main_process:
-        for name in ("best.safetensors", "confusion.png"):
-            if (resume.parent / name).is_file():
-                shutil.copy2(resume.parent / name, run.folder / name)
+def _left_out(config: FerConfig, sets: dict[str, ImageSet], folder: Path) -> dict[str, list[str]]:
+    """Look at every image, list failures in a table and return the names of those that cannot be read."""
+    found = [failure for image_set in sets.values() for failure in image_set.failures]
+    left_out = {}
+    for split, image_set in sets.items():
+        failures = check_images(image_set, config.run.num_workers) if config.images.check_images else []
+        left_out[split] = [failure.name for failure in failures]
+        found += failures
+    write_failures(folder / "failures.csv", dict.fromkeys(found))
+    return left_out
 
 
-def _epochs(run: Run) -> bool:
-    """Run what is left of all epochs; return False when asked to stop."""
-    settings = run.trainer.config.run
-    while not (reason := end_reason(run.history, settings, run.score)):
-        stopping = _steps(run)
-        if not stopping:
-            _end_epoch(run)
-        elif run.trainer.accelerator.is_main_process:
-            _save(run)
-            logger.info("asked to stop: step %d is done, the state is in %s", run.trainer.step, run.folder)
-        run.trainer.accelerator.wait_for_everyone()
-        if stopping:
-            return False
-    best = best_entry(run.history, run.score)
-    if best:
-        logger.info("training ends: %s; best epoch %d with %s %.4f", reason, best["epoch"], run.score, best[run.score])
-    return True
+def build_loss(config: FerConfig, train_set: ImageSet) -> ExpressionLoss:
+    """Return the configured loss, its class weights those of the training images."""
+    run = config.run
+    weights = class_weights(run.class_weight, train_set.targets, train_set.classes)
+    if weights is not None and config.images.balanced:
+        logger.warning("run.class_weight and images.balanced both favour rare classes; one of the two is enough")
+    gamma = run.focal_gamma if run.loss_type == "focal" else 0.0
+    return ExpressionLoss(config.multi_label, run.label_smoothing, gamma, weights)
 
 
-def _steps(run: Run) -> bool:
-    """Run what is left of an epoch's steps; return whether asked to stop."""
-    trainer, settings = run.trainer, run.trainer.config.run
-    epoch = len(run.history) + 1
-    end, first, began, stopping = epoch * run.per_epoch, trainer.step, time.monotonic(), False
-    trainer.waited = 0.0
-    losses = [math.inf if entry["val_loss"] is None else entry["val_loss"] for entry in run.history]
-    while trainer.step < end and not stopping:
-        rate = learning_rate(trainer.step, run.per_epoch, settings, losses)
-        report = trainer.next_step(rate, run.stop)
-        run.curves.record(trainer.step - 1, rate, report.loss, epoch)
-        run.accuracies.append(report.accuracy)
-        stopping = report.stop
-        if (trainer.step - 1) % run.per_epoch % settings.log_every == 0 or trainer.step == end:
-            _log(run, epoch, rate, report, (time.monotonic() - began) / (trainer.step - first), trainer.step - first)
-        if settings.save_every and trainer.step % settings.save_every == 0 and not stopping:
-            if trainer.accelerator.is_main_process:
-                _save(run)
-            trainer.accelerator.wait_for_everyone()
-    return stopping
+def forward_flops(model: nn.Module, spec: InputSpec) -> int:
+    """Return how many operations a network takes for an image."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(1, spec.channels, spec.size, spec.size))
+    return counter.get_total_flops()
 
 
-def _log(run: Run, epoch: int, rate: float, report: StepReport, each: float, count: int) -> None:
-    """Write one line about a step and tell the trackers; times are means over this epoch's steps so far."""
-    left = epoch * run.per_epoch - run.trainer.step
-    logger.info(
-        "Train: epoch: [%d]  [%*d/%d]  eta: %s  lr: %.8f  loss: %.4f  acc: %.4f  time: %.3f  data: %.3f",
-        epoch,
-        len(str(run.per_epoch)),
-        run.per_epoch - left,
-        run.per_epoch,
-        timedelta(seconds=int(each * left)),
-        rate,
-        report.loss,
-        report.accuracy,
-        each,
-        run.trainer.waited / count,
-    )
-    values = {"loss": report.loss, "acc": report.accuracy, "lr": rate}
-    run.trainer.accelerator.log(values, step=run.trainer.step)
-
-
-def _end_epoch(run: Run) -> None:
-    """Validate, then write networks, pictures, history and state; what tells that the epoch is over comes last."""
-    trainer, config = run.trainer, run.trainer.config
-    evaluation = validate(trainer, run.val_set)
-    scores = expression_scores(evaluation, run.val_set.classes, config.multi_label)
-    epoch = len(run.history) + 1
-    means = {
-        "lr": run.curves.lrs[-1],
-        "train_loss": run.curves.epoch_mean(run.curves.losses, epoch),
-        "train_acc": float(np.mean(run.accuracies)),
-        **{f"val_{key}": value for key, value in scores.means.items()},
-    }
-    run.history.append(history_entry(epoch, trainer.step, means))
-    run.accuracies = []
-    run.curves.record_validation(epoch, scores.means["loss"])
-    best = best_entry(run.history, run.score)
-    is_best = best is not None and best["epoch"] == epoch
-    if trainer.accelerator.is_main_process:
-        _write_epoch(run, scores, is_best)
-    told = "  ".join(f"{key} {value:.4f}" for key, value in means.items() if key != "lr")
-    logger.info("epoch %d done: %s%s", epoch, told, "  (best so far)" if is_best else "")
-    if evaluation.failures:
-        logger.warning("validation left %d unreadable images out", len(evaluation.failures))
-    trainer.accelerator.log(means, step=trainer.step)
-
-
-def _write_epoch(run: Run, scores: ExpressionScores, is_best: bool) -> None:
-    weights, card = run.trainer.kept.state_dict(), _card(run, scores)
-    _require_finite(weights, run)
-    if is_best:
-        save_model(run.folder / "best.safetensors", weights, card)
-        if scores.counts is not None:
-            title = f"epoch {card.epoch}, accuracy {scores.means['acc']:.1%}"
-            draw_confusion(run.folder / "confusion.png", scores.counts, card.classes, title)
-    save_model(run.folder / "last.safetensors", weights, card)
-    over = end_reason(run.history, run.trainer.config.run, run.score)
-    if over or run.per_epoch >= LONG_EPOCH or card.epoch % HD_EVERY == 0:
-        run.curves.plot_and_save()
-        run.curves.save_data(run.curves.folder / "training_data.npz")
-        draw_scores(run.folder / "accuracy.png", run.history, run.score)
-    write_history(run.folder / "history.json", run.history)
-    _save(run)
-
-
-def _require_finite(weights: dict[str, torch.Tensor], run: Run) -> None:
-    """Raise FloatingPointError where a weight is not finite: running statistics can be while no loss was."""
-    broken = [name for name, value in weights.items() if not value.isfinite().all()]
-    if broken:
-        raise FloatingPointError(
-            f"step {run.trainer.step}: weights are not finite ({broken[0]} and {len(broken) - 1} more); lower run.lr "
-            "or set run.max_grad_norm; the last state is kept"
-        )
-
-
-def _card(run: Run, scores: ExpressionScores) -> ModelCard:
-    config, images = run.trainer.config, run.val_set
-    return ModelCard(
-        model=config.model,
-        classes=images.classes,
-        input=images.spec,
-        multi_label=config.multi_label,
-        aligned=config.images.align,
-        data=images.name,
-        epoch=len(run.history),
-        scores=scores.means,
-    )
-
-
-def _save(run: Run) -> None:
-    arrays = run.curves.arrays()
-    trainer = run.trainer
-    state = RunState(
-        trainer.config, trainer.step, run.history, run.accuracies, arrays, trainer.state_dict(), run.left_out
-    )
-    save_state(run.folder / "resume.pt", state)
-
-
-def validate(trainer: Trainer, val_set: ImageSet) -> Evaluation:
-    """Return what the network to keep says of a set; each process looks at a part, all get the whole."""
-    config, accelerator = trainer.config, trainer.accelerator
-    part = val_set
-    if accelerator.num_processes > 1:
-        for buffer in trainer.kept.buffers():  # each process has the running statistics of its own images
-            torch.distributed.broadcast(buffer, src=0)
-        chunks = np.array_split(np.arange(len(val_set)), accelerator.num_processes)
-        part = val_set.without([i for k, chunk in enumerate(chunks) if k != accelerator.process_index for i in chunk])
-    with accelerator.autocast():
-        own = evaluate(
-            trainer.kept,
-            part,
-            config.run.batch_size,
-            accelerator.device,
-            config.run.num_workers,
-            multi_label=config.multi_label,
-        )
-    return joined(gather_object([own]), config.multi_label)
+def draw_scores(path: Path, history: list[dict[str, Any]], score: str) -> Path:
+    """Draw accuracy and macro F1 of each epoch, the first one with the best `score` marked; return the path."""
+    figure, axes = new_figure((7, 4.5))
+    epochs = [entry["epoch"] for entry in history]
+    for key in ("train_acc", "val_acc", "val_exact_match", "val_macro_f1"):
+        if key in history[0]:
+            values = [math.nan if entry[key] is None else entry[key] for entry in history]
+            axes.plot(epochs, values, "o-", markersize=3, linewidth=1, label=key)
+    if known := [entry for entry in history if entry[score] is not None]:
+        best = max(known, key=lambda entry: entry[score])
+        label = f"best epoch {best['epoch']}: {best[score]:.1%}"
+        axes.axvline(best["epoch"], color="black", linestyle=":", linewidth=1, label=label)
+    axes.set(xlabel="epoch", ylabel="share", ylim=(0, 1))
+    whole_numbers(axes)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return save_figure(figure, path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from affect.core.typed_yaml import ConfigError
+from affect.core.config import ConfigError
 from affect.expressions.config import ImageModelConfig
 from affect.expressions.models import build_model
 from benchmarks.counting import count_macs, count_parameters

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from affect.core.typed_yaml import ConfigError
-from affect.expressions.config import input_spec, is_fer_config, load_fer_config
+from affect.core.config import ConfigError
+from affect.expressions.config import input_spec, load_fer_config
 
 
 @pytest.fixture
@@ -19,15 +19,15 @@ FLAGS = {
     "data=raf": ("images", "data_root", "raf"),
     "data_csv=fer2013.csv": ("images", "data_root", "fer2013.csv"),
     "data_type=RAF-DB": ("images", "data_type", "RAF-DB"),
-    "batch-size=144": ("run", "batch_size", 144),
-    "lr=3.5e-5": ("run", "lr", 3.5e-5),
+    "batch-size=144": ("run", "batch_size_train", 144),
+    "lr=3.5e-5": ("run", "init_lr", 3.5e-5),
     "optimizer=sgd": ("run", "optimizer", "sgd"),
     "momentum=0.8": ("run", "momentum", 0.8),
     "wd=1e-4": ("run", "weight_decay", 1e-4),
     "workers=0": ("run", "num_workers", 0),
     "gpu=1": ("run", "device", "cuda:1"),
     "gpu=-1": ("run", "device", "cpu"),
-    "resume=output/x": ("run", "resume", "output/x"),
+    "resume=output/x": ("run", "resume_ckpt_path", "output/x"),
     "beta=0.1": ("run", "label_smoothing", 0.1),
     "attn_drop=0.4": ("model", "attn_drop", 0.4),
     "proj_drop=0.2": ("model", "proj_drop", 0.2),
@@ -50,8 +50,8 @@ FLAGS = {
     "loss_type=focal": ("run", "loss_type", "focal"),
     "focal_gamma=1.5": ("run", "focal_gamma", 1.5),
     "label_smoothing=0.12": ("run", "label_smoothing", 0.12),
-    "patience=15": ("run", "patience", 15),
-    "grad_accum_steps=2": ("run", "grad_accum_steps", 2),
+    "patience=15": ("run", "early_stop", 15),
+    "grad_accum_steps=2": ("run", "gradient_accumulation_steps", 2),
     "device_target=GPU": ("run", "device", "cuda"),
     "device_target=CPU": ("run", "device", "cpu"),
     "augment=False": ("images", "augment", False),
@@ -66,7 +66,7 @@ def test_every_flag_of_users_scripts_is_an_option_without_its_section(file, opti
 
 def test_an_option_counts_before_another_spelling_in_the_file(file):
     run = load_fer_config(file, ["batch_size=5", "run.weight_decay=0.2"]).run
-    assert (run.batch_size, run.weight_decay) == (5, 0.2)
+    assert (run.batch_size_train, run.weight_decay) == (5, 0.2)
 
 
 def test_mixup_is_a_switch_or_an_alpha(file):
@@ -85,13 +85,13 @@ def test_the_evaluate_flag_says_which_tool_evaluates(file, caplog):
     ("options", "said"),
     [
         (["lrr=1"], "did you mean lr"),
-        (["run.epoch=2"], "did you mean epochs"),
+        (["run.epoch=2"], "did you mean max_epoch"),
         (["val_split=0.6", "test_split=0.5"], "leave nothing to train on"),
         (["erasing_scale=[0.3, 0.1]"], "expected 0 < from <= to"),
         (["mean=[0.5]"], "expected both or none"),
         (["votes_target=soft"], "set votes_csv"),
         (["model.arch=resnet"], "model.arch"),
-        (["lr=-1", "epochs=0"], "run.epochs"),
+        (["lr=-1", "epochs=0"], "run.max_epoch"),
         (["no_amp=maybe"], "no_amp: expected True or False"),
         (["batch_size=1"], "compact normalises over the batch"),
     ],
@@ -113,12 +113,17 @@ def test_a_seed_that_no_generator_takes_is_a_fault_with_its_key(file, option):
         load_fer_config(file, [option])
 
 
-def test_other_files_are_not_of_the_image_track(file, tmp_path):
-    other = tmp_path / "other.yaml"
-    other.write_text("model: {arch: affectgpt}\n")
-    assert is_fer_config(file)
-    assert not is_fer_config(other)
-    assert not is_fer_config(tmp_path / "absent.yaml")
+def test_a_file_says_its_task_by_either_name(file):
+    file.write_text(file.read_text().replace("task: fer", "task: expressions"))
+    assert load_fer_config(file).task == "expressions"
+    file.write_text(file.read_text().replace("task: expressions", "task: affectgpt"))
+    with pytest.raises(ConfigError, match="task: expected expressions, found 'affectgpt'"):
+        load_fer_config(file)
+
+
+def test_weights_are_not_divided(file):
+    with pytest.raises(ConfigError, match="fsdp: networks of the image track fit on one card"):
+        load_fer_config(file, ["fsdp=True"])
 
 
 def test_normalisation_follows_the_channels(file):

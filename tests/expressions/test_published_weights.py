@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from affect.core.typed_yaml import ConfigError
+from affect.core.config import ConfigError
 from affect.expressions.config import ImageModelConfig, input_spec
 from affect.expressions.models import build_model
 from affect.expressions.models.published import read_pickled, rename

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from affect.core.typed_yaml import ConfigError
+from affect.core.config import ConfigError
 from affect.expressions.config import ImageModelConfig
 from affect.expressions.models import build_model
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fer_runs import ROOT, history, run, write_config
+from affect.engine.checkpoint import list_checkpoints
+from fer_runs import ROOT, history, losses, run, state, write_config
 
 VIT = {"arch": "timm", "backbone": "test_vit", "img_size": 32}  # no batch norm, whose statistics are each process's own
 SETTINGS = {
@@ -32,7 +33,7 @@ def runs(tmp_path_factory):
         path = write_config(folder / f"{name}.yaml", model=VIT, images=PLAIN, run={**SETTINGS, "batch_size": batch})
         path.write_text(path.read_text().replace("width: 0.25", "drop_path: 0.0"))
     run(folder / "one.yaml")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29519"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launcher, str(Path(__file__).parents[1] / "two_fer_processes.py"), str(folder)],
         cwd=folder,
@@ -49,9 +50,8 @@ def test_two_processes_train_as_one_with_twice_the_batch(runs):
     assert len(ours) == 3
     for one, two in zip(ours, theirs, strict=True):
         assert one == pytest.approx(two, abs=1e-5)
-    losses = [torch.load(runs / name / "resume.pt", weights_only=True)["curves"]["losses"] for name in ("one", "two")]
-    assert len(losses[0]) == 6
-    torch.testing.assert_close(*losses, rtol=0, atol=1e-5)
+    assert len(losses(runs / "one")) == 6
+    assert losses(runs / "two") == pytest.approx(losses(runs / "one"), abs=1e-5)
     one, two = (load_file(runs / name / "last.safetensors") for name in ("one", "two"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-4)
@@ -59,12 +59,11 @@ def test_two_processes_train_as_one_with_twice_the_batch(runs):
 
 def test_when_one_process_is_asked_to_stop_both_leave_after_the_same_step(runs):
     assert [(runs / f"code_{rank}").read_text() for rank in (0, 1)] == ["143", "143"]
-    state = torch.load(runs / "stopped" / "resume.pt", weights_only=True)
-    assert state["step"] == 2  # asked after the first, answered with the next
+    assert state(runs / "stopped").step == 2  # asked after the first, answered with the next
 
 
 def test_a_loss_that_is_not_finite_ends_both_and_names_the_images_of_the_one_that_had_it(runs):
     errors = {(runs / f"error_{rank}").read_text() for rank in (0, 1)}
     assert len(errors) == 1
     assert re.match(r"step 0: the loss is nan on images train/\w+/\d\.png, train/\w+/\d\.png; ", errors.pop())
-    assert not (runs / "broken" / "resume.pt").exists()
+    assert not list_checkpoints(runs / "broken")

@@ -71,7 +71,7 @@ def test_a_recipe_trains_and_its_network_can_be_loaded(name, tmp_path):
 def test_the_recipes_of_poster_v2_are_those_of_the_paper(name, rate, batch):
     config = load_fer_config(ROOT / "train_configs" / f"{name}.yaml")
     run = config.run
-    assert (run.lr, run.batch_size, run.epochs, run.optimizer, run.sam, run.sam_rho) == (
+    assert (run.init_lr, run.batch_size_train, run.max_epoch, run.optimizer, run.sam, run.sam_rho) == (
         *(rate, batch, 200, "adam", True, 0.05),
     )
     assert (run.scheduler, run.schedule_by, run.gamma, run.label_smoothing) == ("exponential", "epoch", 0.98, 0)

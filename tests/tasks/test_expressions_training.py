@@ -12,20 +12,23 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
+from safetensors.torch import load_file
 
 import affect.engine.launch
+import affect.engine.loop
+import affect.engine.trainer
 import affect.expressions.image_set
-import affect.expressions.trainer
 import affect.tasks.expressions
+from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_state
+from affect.engine.trainer import AVERAGED, start_trainer
 from affect.expressions.config import load_fer_config
 from affect.expressions.evaluation import evaluate, joined
-from affect.expressions.history import best_entry, end_reason
 from affect.expressions.image_set import open_images
 from affect.expressions.models import build_model, load_model
 from affect.expressions.network_file import read_card
 from affect.expressions.presets import data_spec
-from affect.expressions.trainer import build_optimizer, build_trainer, steps_per_epoch
-from fer_runs import CLASSES, ROOT, history, run, write_config, write_pictures
+from affect.tasks.expressions import open_task
+from fer_runs import CLASSES, ROOT, history, losses, run, state, write_config, write_pictures
 from remembering_tracker import Remembering
 
 
@@ -33,9 +36,12 @@ def test_a_run_leaves_networks_history_pictures_and_its_configuration(tmp_path):
     path = write_config(tmp_path / "toy.yaml")
     assert run(path) == 0
     folder = tmp_path / "toy"
-    expected = "best.safetensors last.safetensors history.json confusion.png accuracy.png failures.csv resume.pt"
-    assert {*expected.split(), "config.yaml", "training_curves"} == {entry.name for entry in folder.iterdir()}
-    assert (folder / "training_curves" / "training_curves.png").is_file()
+    expected = "best.safetensors last.safetensors history.json confusion.png accuracy.png failures.csv config.yaml"
+    found = {entry.name for entry in folder.iterdir() if not entry.name.startswith(("checkpoint", "."))}
+    assert found == {*expected.split(), "metrics.jsonl", "training_curves"}
+    assert (folder / "training_curves" / "training_curves_epoch3.png").is_file()
+    kept = {read_state(checkpoint).epoch for checkpoint in list_checkpoints(folder)}
+    assert kept == {3, read_card(folder).epoch}  # the last and the best
     assert load_fer_config(folder / "config.yaml") == load_fer_config(path)
     entries = history(folder)
     assert [entry["epoch"] for entry in entries] == [1, 2, 3]
@@ -104,18 +110,23 @@ def test_training_ends_when_accuracy_no_longer_rises(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         assert run(path) == 0
     assert len(history(tmp_path / "toy")) == 3
-    assert any("no better val_acc than that of epoch 1 in 2 epochs" in message for message in caplog.messages)
+    assert "training ends: no better validation accuracy than that of epoch 1 in 2 epochs" in caplog.messages
     assert run(path) == 0
     assert len(history(tmp_path / "toy")) == 3  # it is over, though not all epochs were run
 
 
-def test_what_ends_a_run_follows_from_its_history():
-    settings = load_fer_config(ROOT / "train_configs" / "fer2013_compact_50ep.yaml", ["patience=2", "epochs=9"]).run
-    entries = [{"epoch": k + 1, "val_acc": value} for k, value in enumerate([0.5, None, 0.6, 0.6, 0.6])]
-    assert [bool(end_reason(entries[:k], settings, "val_acc")) for k in range(6)] == [False] * 5 + [True]
-    assert best_entry(entries, "val_acc")["epoch"] == 3
-    assert best_entry(entries[1:2], "val_acc") is None
-    assert end_reason(entries[1:2] * 9, settings, "val_acc") == "all epochs are done"
+@pytest.mark.usefixtures("no_pictures")
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path, monkeypatch):
+    original, accuracies = affect.tasks.expressions.expression_scores, iter([math.nan, 0.5, math.nan, 0.6, 0.6, 0.6, 0])
+
+    def scores(*arguments):
+        found = original(*arguments)
+        return replace(found, means=found.means | {"acc": next(accuracies)})
+
+    monkeypatch.setattr(affect.tasks.expressions, "expression_scores", scores)
+    assert run(write_config(tmp_path / "toy.yaml", run={"epochs": 9, "patience": 2})) == 0
+    assert [entry["val_acc"] for entry in history(tmp_path / "toy")] == [None, 0.5, None, 0.6, 0.6, 0.6]
+    assert read_card(tmp_path / "toy").epoch == 4
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -161,7 +172,7 @@ def test_validation_sees_every_image_once_and_tells_what_it_could_not_read(tmp_p
     np.testing.assert_allclose(whole.probabilities, alone, atol=1e-5)
     expected = -np.log(whole.probabilities[np.arange(14), whole.labels]).mean()
     assert whole.loss == pytest.approx(expected, rel=1e-6)
-    parts = [evaluate(model, val_set.without(gone), 4, "cpu") for gone in (range(7, 15), range(7), range(15))]
+    parts = [evaluate(model, val_set.take(places), 4, "cpu") for places in (range(7), range(7, 15), [])]
     again = joined(parts)
     assert (again.names, again.failures) == (whole.names, whole.failures)
     assert again.loss == pytest.approx(whole.loss, rel=1e-5)
@@ -204,19 +215,19 @@ def test_several_true_classes_are_trained_and_judged_each_on_its_own(tmp_path, m
 @pytest.mark.usefixtures("no_pictures")
 def test_a_loss_that_is_not_finite_names_the_images_and_keeps_the_last_state(tmp_path, monkeypatch):
     path = write_config(tmp_path / "toy.yaml", images={"mixup": 0.0})
-    step, count, names = affect.expressions.trainer.training_step, iter(range(100)), []
+    step, count, names = affect.engine.trainer.training_step, iter(range(100)), []
 
-    def poisoned(model, optimizer, window, *rest):
+    def poisoned(task, model, optimizer, window, *rest):
         if next(count) == 4:
             names.extend(window[0].names)
             window[0].images[1] = float("nan")
-        return step(model, optimizer, window, *rest)
+        return step(task, model, optimizer, window, *rest)
 
-    monkeypatch.setattr(affect.expressions.trainer, "training_step", poisoned)
+    monkeypatch.setattr(affect.engine.trainer, "training_step", poisoned)
     with pytest.raises(FloatingPointError) as error:
         run(path)
     assert str(error.value).startswith(f"step 4: the loss is nan on images {', '.join(names)}; ")
-    assert torch.load(tmp_path / "toy" / "resume.pt", weights_only=True)["step"] == 3
+    assert state(tmp_path / "toy").step == 3
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -234,24 +245,13 @@ def test_faces_are_straightened_where_the_configuration_asks_for_it(tmp_path, mo
     assert ",align," in (tmp_path / "toy" / "failures.csv").read_text()
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")])
-def test_every_setting_of_the_optimizer_reaches_it(name, kind):
+def test_every_setting_of_the_optimizer_has_the_flag_that_users_know():
     path = ROOT / "train_configs" / "fer_timm_baseline.yaml"
-    options = [f"optimizer={name}", "wd=0.3", "momentum=0.7", "beta1=0.8", "beta2=0.9", "eps=1e-6", "lr=0.5"]
-    run_settings = load_fer_config(path, options).run
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
-    model[0].weight.requires_grad_(False)
-    optimizer = build_optimizer(model, run_settings)
-    assert type(optimizer).__name__ == kind
-    decayed, bare = optimizer.param_groups
-    assert (decayed["weight_decay"], bare["weight_decay"], decayed["lr"]) == (0.3, 0.0, 0.5)
-    assert len(decayed["params"]) == 0  # the frozen matrix
-    if name == "sgd":
-        assert bare["momentum"] == 0.7
-    else:
-        assert (bare["betas"], bare["eps"]) == ((0.8, 0.9), 1e-6)
-    sam = build_optimizer(model, run_settings.model_copy(update={"sam": True, "sam_rho": 0.2, "sam_adaptive": True}))
-    assert (sam.rho, sam.adaptive, type(sam.base).__name__) == (0.2, True, kind)
+    options = ["optimizer=sgd", "wd=0.3", "momentum=0.7", "beta1=0.8", "beta2=0.9", "eps=1e-6", "lr=0.5", "rho=0.2"]
+    settings = load_fer_config(path, [*options, "adaptive=True", "sam=True"]).run
+    assert (settings.optimizer, settings.weight_decay, settings.momentum, settings.init_lr) == ("sgd", 0.3, 0.7, 0.5)
+    assert (settings.adam_beta1, settings.adam_beta2, settings.adam_eps) == (0.8, 0.9, 1e-6)
+    assert (settings.sam, settings.sam_rho, settings.sam_adaptive) == (True, 0.2, True)
 
 
 def test_a_trainer_runs_any_number_of_steps_at_any_rate(tmp_path):
@@ -259,15 +259,19 @@ def test_a_trainer_runs_any_number_of_steps_at_any_rate(tmp_path):
     config = load_fer_config(
         write_config(tmp_path / "toy.yaml", images={"balanced": True}, run={"grad_accum_steps": 2})
     )
-    train_set = open_images(config.images, data_spec(config.model, config.images))["train"]
     accelerator = Accelerator(cpu=True)
-    assert steps_per_epoch(config, train_set, accelerator) == 2
-    trainer = build_trainer(config, train_set, accelerator, last_step=5)
-    losses = [trainer.next_step(rate).loss for rate in np.geomspace(1e-4, 1e-1, 5)]
+    rates = np.geomspace(1e-4, 1e-1, 5)
+
+    def trained():
+        task = open_task(config, accelerator, tmp_path)
+        assert task.steps_per_epoch(1) == 2
+        trainer = start_trainer(task, accelerator, last=5)
+        return [trainer.next_step(rate).loss for rate in rates], trainer.optimizer.param_groups[0]["lr"]
+
+    losses, rate = trained()
     assert np.isfinite(losses).all()
-    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
-    again = build_trainer(config, train_set, accelerator, last_step=5)
-    assert [again.next_step(rate).loss for rate in np.geomspace(1e-4, 1e-1, 5)] == losses
+    assert rate == pytest.approx(0.1)
+    assert trained() == (losses, rate)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -308,9 +312,8 @@ def test_trackers_get_the_configuration_the_steps_and_the_epochs(tmp_path, monke
     monkeypatch.setattr(affect.engine.launch, "filter_trackers", lambda names, folder: [tracker])
     monkeypatch.setattr(affect.engine.launch, "find_spec", lambda name: name)
     run(write_config(tmp_path / "toy.yaml", run={"trackers": ["tensorboard"]}))
-    assert (tracker.config["model.arch"], tracker.config["run.lr"], tracker.finished) == ("compact", 0.01, True)
-    losses = torch.load(tmp_path / "toy" / "resume.pt", weights_only=True)["curves"]["losses"].tolist()
-    assert [values["loss"] for _, values in tracker.logged if "loss" in values] == losses
+    assert (tracker.config["model.arch"], tracker.config["run.init_lr"], tracker.finished) == ("compact", 0.01, True)
+    assert [values["loss"] for _, values in tracker.logged if "loss" in values] == losses(tmp_path / "toy")
     assert [step for step, values in tracker.logged if "val_acc" in values] == [3, 6, 9]
 
 
@@ -318,7 +321,7 @@ def test_trackers_get_the_configuration_the_steps_and_the_epochs(tmp_path, monke
 def half_precision(monkeypatch):
     """Let runs use bfloat16, which a processor can do, too."""
     monkeypatch.setattr(
-        affect.tasks.expressions, "start_accelerator", lambda settings: Accelerator(cpu=True, mixed_precision="bf16")
+        affect.engine.loop, "start_accelerator", lambda settings: Accelerator(cpu=True, mixed_precision="bf16")
     )
     AcceleratorState._reset_state()
     yield
@@ -332,17 +335,18 @@ def test_mixed_precision_keeps_weights_losses_and_probabilities_in_full(tmp_path
     def halves(module, given, out):
         seen.append(out.dtype)
 
-    original = affect.expressions.trainer.build_model
+    original = affect.tasks.expressions.build_model
 
     def build(*arguments):
         model = original(*arguments)
         next(layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d)).register_forward_hook(halves)
         return model
 
-    monkeypatch.setattr(affect.expressions.trainer, "build_model", build)
+    monkeypatch.setattr(affect.tasks.expressions, "build_model", build)
     run(write_config(tmp_path / "toy.yaml", run={"ema": 0.5, "sam": True}))
     assert set(seen) == {torch.bfloat16}  # in training and in validation
     assert history(tmp_path / "toy")[-1]["val_loss"] > 0
-    state = torch.load(tmp_path / "toy" / "resume.pt", weights_only=True)["trainer"]
-    for weights in (state["model"], state["average"]["model"]):
-        assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
+    checkpoint = find_checkpoint(tmp_path / "toy")
+    assert {value.dtype for value in load_file(checkpoint / AVERAGED).values()} == {torch.float32}
+    network = load_file(checkpoint / "network.safetensors")
+    assert {value.dtype for value in network.values()} == {torch.float32, torch.int64}

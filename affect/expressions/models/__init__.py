@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from affect.core.typed_yaml import ConfigError
+from affect.core.config import ConfigError
 from affect.expressions.config import Arch, ImageModelConfig
 from affect.expressions.models.backbone import TimmBackbone
 from affect.expressions.models.base import ExpressionModel

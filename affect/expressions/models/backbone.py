@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from affect.core.typed_yaml import ConfigError
+from affect.core.config import ConfigError
 from affect.expressions.config import ImageModelConfig
 from affect.expressions.models.base import ExpressionModel
 

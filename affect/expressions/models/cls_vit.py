@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from affect.core.typed_yaml import ConfigError
+from affect.core.config import ConfigError
 from affect.expressions.config import ImageModelConfig
 from affect.expressions.models.base import ExpressionModel, run_blocks, scaled
 from affect.expressions.models.ir50 import CHANNELS, UNITS, Ir50

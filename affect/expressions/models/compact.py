@@ -12,7 +12,7 @@ from timm.layers import SEModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from affect.core.typed_yaml import ConfigError
+from affect.core.config import ConfigError
 from affect.expressions.config import ImageModelConfig
 from affect.expressions.models.base import ExpressionModel, scaled
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from affect.core.typed_yaml import ConfigError
+from affect.core.config import ConfigError
 from affect.expressions.config import ImageModelConfig
 from affect.expressions.models.base import ExpressionModel
 from affect.expressions.models.ir50 import Ir50
