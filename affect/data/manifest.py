@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from affect.core.schema import Clip, check_name
 from affect.data.config import DatasetConfig
 from affect.data.known_datasets import KNOWN_DATASETS, Column, KnownDataset, dataset_name, known_dataset
 from affect.data.npz_corpus import read_npz
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TABLE_KEYS = ("csv_column", "subtitle_column", "label_column", "description_column", "valence_column", "split_column")
 """Keys of a data set's section that say how to read its csv_path."""
@@ -34,6 +35,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
     Raises ValueError when the file is missing, empty or no table.
     """
+    import pandas as pd  # slow to import, and only tables need it
+
     path = Path(path)
     separator = "\t" if path.suffix == ".tsv" else ","
     for encoding in _ENCODINGS:
