@@ -91,7 +91,8 @@ class AffectGPT(nn.Module):
         )
         parts = dict(fusion_parts(config, layouts, embeddings.shape[1]))
         self.branches, self.fusion = parts["branches"], parts.get("fusion")
-        self.fused = _fused_streams(layouts)
+        read = self.fusion.projections if self.fusion else {}
+        self.fused = {KIND[stream]: stream for stream in _fused_streams(layouts) if KIND[stream] in read}
         deviation = embeddings.detach().float().std() if config.normalize_tokens else torch.tensor(0.0)
         self.register_buffer("token_scale", deviation)
         self._freeze()
@@ -146,30 +147,20 @@ class AffectGPT(nn.Module):
         return tokens
 
     @torch.no_grad()
-    def attention_maps(self, batch: Batch) -> dict[str, Tensor]:
-        """Return what the pre-fusion's queries looked at: kind -> [layers, N, heads, Q, T].
-
-        N counts the rows of the batch whose prompts show fused tokens (none: an empty dict); weights of padding are 0.
-        Raises ValueError when the pre-fusion is no Q-Former.
-        """
-        if not isinstance(self.fusion, QFormerPreFusion):
-            raise ValueError(f"multi_fusion_type {self.config.multi_fusion_type!r} has no attention maps; use qformer")
-        if Modality.MULTI not in batch.rows:
-            return {}
-        return self.fusion.attention_maps(*self._fused(self._features(batch), batch.masks, batch.rows[Modality.MULTI]))
-
     def attention_of_clips(self, batch: Batch) -> list[dict[Modality, Tensor]]:
         """Return for each row of a batch stream -> what the pre-fusion's queries looked at [layers, heads, Q, T].
 
         T is the stream's own length, 0 where the clip has none of it; the dict is empty where the prompt
         shows no fused tokens. Raises ValueError when the pre-fusion is no Q-Former.
         """
-        maps = self.attention_maps(batch)
+        if not isinstance(self.fusion, QFormerPreFusion):
+            raise ValueError(f"multi_fusion_type {self.config.multi_fusion_type!r} has no attention maps; use qformer")
         clips: list[dict[Modality, Tensor]] = [{} for _ in batch.names]
-        for place, row in enumerate(batch.rows[Modality.MULTI].tolist() if maps else []):
-            for stream in self.fused:
-                if KIND[stream] in maps:
-                    clips[row][stream] = maps[KIND[stream]][:, place][..., : batch.lengths[stream][row]]
+        if (rows := batch.rows.get(Modality.MULTI)) is not None:
+            maps = self.fusion.attention_maps(*self._fused(self._features(batch), batch.masks, rows))
+            for place, row in enumerate(rows.tolist()):
+                for kind, stream in self.fused.items():
+                    clips[row][stream] = maps[kind][:, place, ..., : batch.lengths[stream][row]]
         return clips
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -188,10 +179,9 @@ class AffectGPT(nn.Module):
         self, features: Mapping[Modality, Tensor], masks: Mapping[Modality, Tensor], rows: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return kind -> features and kind -> masks of the streams that the pre-fusion reads, for some rows."""
-        read = {KIND[stream]: stream for stream in self.fused if KIND[stream] in self.fusion.projections}
-        return (
-            {kind: features[stream].index_select(0, rows) for kind, stream in read.items()},
-            {kind: masks[stream].index_select(0, rows) for kind, stream in read.items()},
+        return tuple(
+            {kind: part[stream].index_select(0, rows) for kind, stream in self.fused.items()}
+            for part in (features, masks)
         )
 
     def _scale(self, tokens: Tensor) -> Tensor:

@@ -118,14 +118,11 @@ def test_frozen_parts_do_not_train(tiny_world):
     assert any(name.startswith("branches.audio.qformer") for name in trainable)
 
 
-def test_attention_maps_can_be_asked_for(tiny_world, model):
-    maps = model.attention_maps(batch(tiny_world, model, [0, 3]))
-    assert set(maps) == {"video", "audio", "au"}
-    assert maps["video"][:, 1].max() < 1e-6  # c3 has no face
+def test_a_pre_fusion_without_queries_has_no_attention_maps(tiny_world):
     tiny_world.model.multi_fusion_type = "attention"
     plain = build_affectgpt(tiny_world.model, [FULL])
     with pytest.raises(ValueError, match="has no attention maps"):
-        plain.attention_maps(batch(tiny_world, plain, [0]))
+        plain.attention_of_clips(batch(tiny_world, plain, [0]))
 
 
 def test_attention_of_each_clip_has_the_lengths_of_its_streams(tiny_world, model):
