@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from affect.core.schema import PLACEHOLDERS, Batch, Modality, Sample
@@ -33,16 +34,9 @@ class Collator:
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Return the batch (raises ValueError as `prompt_ids`, or where prompts show a stream in unlike numbers)."""
         rows = [self._row(sample) for sample in samples]
-        width = max(len(ids) for ids, _ in rows)
-        pad = self.tokenizer.pad_token_id
-        input_ids = torch.full((len(rows), width), pad, dtype=torch.long)
-        labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
-        attention_mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for row, (ids, targets) in enumerate(rows):
-            where = slice(width - len(ids), width) if self.generation else slice(0, len(ids))
-            input_ids[row, where] = torch.tensor(ids)
-            labels[row, where] = torch.tensor(targets)
-            attention_mask[row, where] = 1
+        input_ids = self._padded([ids for ids, _ in rows], self.tokenizer.pad_token_id)
+        labels = self._padded([targets for _, targets in rows], IGNORED)
+        attention_mask = self._padded([[1] * len(ids) for ids, _ in rows], 0)
         features, masks = pad_features([sample.features for sample in samples])
         shown, places = self._placeholders(input_ids)
         return Batch(
@@ -51,7 +45,7 @@ class Collator:
             attention_mask=attention_mask,
             labels=labels,
             answers=torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1)).flatten().nonzero().flatten(),
-            padding=len(rows) * width - sum(len(ids) for ids, _ in rows),
+            padding=input_ids.numel() - sum(len(ids) for ids, _ in rows),
             features=features,
             masks=masks,
             lengths={stream: [len(sample.features[stream]) for sample in samples] for stream in features},
@@ -91,6 +85,11 @@ class Collator:
         answer = [*answer, self.tokenizer.eos_token_id] if len(answer) <= self.max_length else answer[: self.max_length]
         return head + prompt + answer, [IGNORED] * (len(head) + len(prompt)) + answer
 
+    def _padded(self, rows: list[list[int]], fill: int) -> torch.Tensor:
+        side = "left" if self.generation else "right"
+        tensors = [torch.tensor(row) for row in rows]
+        return pad_sequence(tensors, batch_first=True, padding_value=fill, padding_side=side)
+
     def _placeholders(
         self, input_ids: torch.Tensor
     ) -> tuple[dict[Modality, torch.Tensor], dict[Modality, torch.Tensor]]:
@@ -115,12 +114,7 @@ def pad_features(
     """Return stream -> [B, T, D] padded with zeros, and stream -> [B, T] bool that is False at padding."""
     features, masks = {}, {}
     for stream in dict.fromkeys(stream for sample in samples for stream in sample):
-        arrays = [sample[stream] for sample in samples]
-        longest = max(len(array) for array in arrays)
-        padded = torch.zeros(len(arrays), longest, arrays[0].shape[1])
-        mask = torch.zeros(len(arrays), longest, dtype=torch.bool)
-        for row, array in enumerate(arrays):
-            padded[row, : len(array)] = torch.from_numpy(array)
-            mask[row, : len(array)] = True
-        features[stream], masks[stream] = padded, mask
+        arrays = [torch.from_numpy(sample[stream]) for sample in samples]
+        features[stream] = pad_sequence(arrays, batch_first=True)
+        masks[stream] = pad_sequence([torch.ones(len(array), dtype=torch.bool) for array in arrays], batch_first=True)
     return features, masks

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from affect.core.layouts import Layout
-from affect.core.schema import Batch, Modality
+from affect.core.schema import PLACEHOLDERS, Batch, Modality
 from affect.data.config import ModelConfig
 from affect.models.fusion import (
     POSITIONS,
@@ -25,8 +24,6 @@ from affect.models.fusion import (
     TokenBranch,
 )
 from affect.models.llm import answer_loss, load_llm, load_tokenizer
-from affect.models.qformer import QFormerSize
-from affect.models.splice import splice
 
 KIND = {
     Modality.FACE: "video",
@@ -36,30 +33,8 @@ KIND = {
     Modality.IMAGE: "image",
 }
 """Stream -> the branch that reads it: faces and frames share one, as released checkpoints have it."""
-
-
-class Reading(NamedTuple):
-    """How a kind of stream, or several at once, become tokens."""
-
-    fusion_type: str
-    queries: int
-    frozen: bool = False
-    """Whether what reads the features stays as it is."""
-    frozen_proj: bool = False
-    """Whether the projection into the language model does."""
-
-
-def readings(c: ModelConfig) -> dict[str, Reading]:
-    """Return kind of stream, and multi for the pre-fusion -> how it is read; users' files cannot freeze image."""
-    return {
-        "multi": Reading(
-            c.multi_fusion_type, c.num_multi_query_token, c.frozen_multi_Qformer, c.frozen_multi_llama_proj
-        ),
-        "video": Reading(c.video_fusion_type, c.num_video_query_token, c.frozen_video_Qformer, c.frozen_video_proj),
-        "audio": Reading(c.audio_fusion_type, c.num_audio_query_token, c.frozen_audio_Qformer, c.frozen_audio_proj),
-        "au": Reading(c.au_fusion_type, c.num_au_query_token, c.frozen_au_Qformer, c.frozen_au_proj),
-        "image": Reading(c.image_fusion_type, c.num_image_query_token),
-    }
+Read = tuple[Tensor, Tensor | None]
+"""Features [B, T, D] and their mask [B, T]."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +70,6 @@ class AffectGPT(nn.Module):
         self.fused = {KIND[stream]: stream for stream in _fused_streams(layouts) if KIND[stream] in read}
         deviation = embeddings.detach().float().std() if config.normalize_tokens else torch.tensor(0.0)
         self.register_buffer("token_scale", deviation)
-        self._freeze()
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the answers' tokens."""
@@ -133,16 +107,15 @@ class AffectGPT(nn.Module):
 
     def tokens(self, batch: Batch) -> dict[Modality, Tensor]:
         """Return stream -> tokens [N, Q, E] of the N rows whose prompts show it."""
-        features = self._features(batch)
-        tokens = {}
+        read, tokens = self._standardised(batch), {}
         for stream, rows in batch.rows.items():
             if stream == Modality.MULTI:
-                made = self.fusion(*self._fused(features, batch.masks, rows))
+                made = self.fusion(*self._fused(read, rows))
             else:
                 branch = self.branches[KIND[stream]]
                 if isinstance(branch, TokenBranch):
                     branch.check(batch.lengths[stream])
-                made = branch(features[stream].index_select(0, rows), batch.masks[stream].index_select(0, rows))
+                made = branch(*_some(read[stream], rows))
             tokens[stream] = self._scale(made)
         return tokens
 
@@ -157,7 +130,7 @@ class AffectGPT(nn.Module):
             raise ValueError(f"multi_fusion_type {self.config.multi_fusion_type!r} has no attention maps; use qformer")
         clips: list[dict[Modality, Tensor]] = [{} for _ in batch.names]
         if (rows := batch.rows.get(Modality.MULTI)) is not None:
-            maps = self.fusion.attention_maps(*self._fused(self._features(batch), batch.masks, rows))
+            maps = self.fusion.attention_maps(*self._fused(self._standardised(batch), rows))
             for place, row in enumerate(rows.tolist()):
                 for kind, stream in self.fused.items():
                     clips[row][stream] = maps[kind][:, place, ..., : batch.lengths[stream][row]]
@@ -171,30 +144,45 @@ class AffectGPT(nn.Module):
         """Return the weights and buffers of everything but the language model."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("llm.")}
 
-    def _features(self, batch: Batch) -> dict[Modality, Tensor]:
-        normed = self.norms
-        return {stream: normed[stream](x) if stream in normed else x for stream, x in batch.features.items()}
+    def _standardised(self, batch: Batch) -> dict[Modality, Read]:
+        """Return stream -> features [B, T, D] and their mask [B, T], left out where all are whole."""
+        read = {}
+        for stream, x in batch.features.items():
+            whole = all(length == x.shape[1] for length in batch.lengths[stream])
+            read[stream] = self.norms[stream](x) if stream in self.norms else x, None if whole else batch.masks[stream]
+        return read
 
-    def _fused(
-        self, features: Mapping[Modality, Tensor], masks: Mapping[Modality, Tensor], rows: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _fused(self, read: Mapping[Modality, Read], rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
         """Return kind -> features and kind -> masks of the streams that the pre-fusion reads, for some rows."""
-        return tuple(
-            {kind: part[stream].index_select(0, rows) for kind, stream in self.fused.items()}
-            for part in (features, masks)
-        )
+        pairs = {kind: _some(read[stream], rows) for kind, stream in self.fused.items()}
+        return tuple({kind: pair[part] for kind, pair in pairs.items()} for part in (0, 1))
 
     def _scale(self, tokens: Tensor) -> Tensor:
         if not self.config.normalize_tokens:
             return tokens
         return nn.functional.layer_norm(tokens, tokens.shape[-1:]) * self.token_scale
 
-    def _freeze(self) -> None:
-        parts = dict(self.branches) if self.fusion is None else {**self.branches, "multi": self.fusion}
-        for kind, part in parts.items():
-            reading = readings(self.config)[kind]
-            for name, weight in part.named_parameters():
-                weight.requires_grad_(not (reading.frozen_proj if name.startswith("proj.") else reading.frozen))
+
+def _some(read: Read, rows: Tensor) -> Read:
+    return tuple(part if part is None else part.index_select(0, rows) for part in read)
+
+
+def splice(embeddings: Tensor, tokens: Mapping[Modality, Tensor], places: Mapping[Modality, Tensor]) -> Tensor:
+    """Return embeddings [B, L, E] with stream -> tokens [N, Q, E] at the streams' places [N, Q] in [B * L].
+
+    Raises ValueError where a stream has another number of tokens than of places.
+    """
+    for stream, made in tokens.items():
+        if made.shape[:2] != places[stream].shape:
+            raise ValueError(
+                f"{PLACEHOLDERS[stream]}: expected {made.shape[1]} placeholders in a prompt, found "
+                f"{places[stream].shape[1]}; prompt file and num_*_query_token must agree"
+            )
+    if not tokens:
+        return embeddings
+    where = torch.cat([places[stream].flatten() for stream in tokens])
+    what = torch.cat([made.to(embeddings.dtype).flatten(0, 1) for made in tokens.values()])
+    return embeddings.flatten(0, 1).index_copy(0, where, what).view_as(embeddings)
 
 
 def build_affectgpt(
@@ -224,24 +212,54 @@ def fusion_shapes(config: ModelConfig, layouts: Iterable[Layout], llm_dim: int) 
     return {name: weight.shape for name, weight in parts.named_parameters()}
 
 
-def _branch(kind: str, dim: int, llm_dim: int, config: ModelConfig) -> nn.Module:
-    reading = readings(config)[kind]
-    match reading.fusion_type:
+def _branch(kind: str, dim: int, llm_dim: int, c: ModelConfig) -> nn.Module:
+    fusion_type, queries, frozen, frozen_proj = {
+        "video": (c.video_fusion_type, c.num_video_query_token, c.frozen_video_Qformer, c.frozen_video_proj),
+        "audio": (c.audio_fusion_type, c.num_audio_query_token, c.frozen_audio_Qformer, c.frozen_audio_proj),
+        "au": (c.au_fusion_type, c.num_au_query_token, c.frozen_au_Qformer, c.frozen_au_proj),
+        "image": (c.image_fusion_type, c.num_image_query_token, False, False),
+    }[kind]
+    match fusion_type:
         case "qformer":
-            return QFormerBranch(dim, llm_dim, reading.queries, POSITIONS[kind], _qformer_size(config))
+            branch = QFormerBranch(dim, llm_dim, queries, POSITIONS[kind], _qformer_size(c))
         case "attention":
-            keeps_single = kind == "video" and not config.score_single_picture
-            return AttentionBranch(dim, llm_dim, reading.queries, keeps_single)
+            branch = AttentionBranch(dim, llm_dim, queries, kind == "video" and not c.score_single_picture)
         case "mean":
-            return MeanBranch(dim, llm_dim, reading.queries)
+            branch = MeanBranch(dim, llm_dim, queries)
         case "token":
-            return TokenBranch(dim, llm_dim, reading.queries)
+            branch = TokenBranch(dim, llm_dim, queries)
+    return _freeze(branch, frozen, frozen_proj)
 
 
-def _qformer_size(config: ModelConfig) -> QFormerSize:
-    return QFormerSize(
-        config.qformer_hidden_size, config.qformer_layers, config.qformer_heads, config.qformer_intermediate_size
-    )
+def _pre_fusion(
+    c: ModelConfig, fused: tuple[Modality, ...], llm_dim: int
+) -> QFormerPreFusion | AttentionPreFusion | None:
+    dims = {KIND[stream]: c.feature_dim(stream) for stream in fused}
+    if not dims:
+        return None
+    if c.multi_fusion_type == "attention" or not c.fuse_au:
+        dims.pop("au", None)  # attention reads two streams; AU keeps its own branch
+    if c.multi_fusion_type == "qformer":
+        fusion = QFormerPreFusion(dims, llm_dim, c.num_multi_query_token, _qformer_size(c))
+    else:
+        fusion = AttentionPreFusion(dims, llm_dim, c.num_multi_query_token)
+    return _freeze(fusion, c.frozen_multi_Qformer, c.frozen_multi_llama_proj)
+
+
+def _freeze(part: nn.Module, frozen: bool, frozen_proj: bool) -> nn.Module:
+    """Return a part that training leaves as it is where the configuration says so: its reading, or its projection."""
+    for name, weight in part.named_parameters():
+        weight.requires_grad_(not (frozen_proj if name.startswith("proj.") else frozen))
+    return part
+
+
+def _qformer_size(c: ModelConfig) -> dict[str, int]:
+    return {
+        "hidden_size": c.qformer_hidden_size,
+        "num_hidden_layers": c.qformer_layers,
+        "num_attention_heads": c.qformer_heads,
+        "intermediate_size": c.qformer_intermediate_size,
+    }
 
 
 def _fused_streams(layouts: list[Layout]) -> tuple[Modality, ...]:
@@ -250,16 +268,3 @@ def _fused_streams(layouts: list[Layout]) -> tuple[Modality, ...]:
         found = " and ".join("+".join(streams) for streams in sorted(fused))
         raise ValueError(f"face_or_frame: expected layouts that fuse the same streams in one model, found {found}")
     return fused.pop() if fused else ()
-
-
-def _pre_fusion(
-    config: ModelConfig, fused: tuple[Modality, ...], llm_dim: int
-) -> QFormerPreFusion | AttentionPreFusion | None:
-    dims = {KIND[stream]: config.feature_dim(stream) for stream in fused}
-    if not dims:
-        return None
-    if config.multi_fusion_type == "attention" or not config.fuse_au:
-        dims.pop("au", None)  # attention reads two streams; AU keeps its own branch
-    if config.multi_fusion_type == "qformer":
-        return QFormerPreFusion(dims, llm_dim, config.num_multi_query_token, _qformer_size(config))
-    return AttentionPreFusion(dims, llm_dim, config.num_multi_query_token)

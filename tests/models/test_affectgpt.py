@@ -1,3 +1,4 @@
+import dataclasses
 import traceback
 
 import numpy as np
@@ -11,7 +12,7 @@ from affect.data.collate import Collator
 from affect.data.dataset import TrainingSamples, make_sample, open_datasets, query_tokens
 from affect.data.prompts import load_prompts
 from affect.data.sampling import Draw
-from affect.models.affectgpt import Decoding, build_affectgpt
+from affect.models.affectgpt import Decoding, build_affectgpt, splice
 
 FULL = LAYOUTS["multiface_audio_face_frame_au_text"]
 
@@ -89,6 +90,19 @@ def test_a_step_asks_the_device_nothing(tiny_world, fusion):
         b.features[Modality.FACE][b.attention_mask.sum(dim=1) > 0]
         (b.input_ids == 0).any().item()
     assert len(waits.files) == 2
+
+
+def test_what_is_whole_is_read_without_a_mask_and_gives_the_same_numbers(tiny_world, model):
+    given = []
+    note = lambda module, args, options: given.append(options["encoder_attention_mask"])  # noqa: E731
+    model.fusion.qformer.bert.register_forward_pre_hook(note, with_kwargs=True)
+    whole, padded = batch(tiny_world, model, [0, 1]), batch(tiny_world, model, [0, 3])  # c3 has no face
+    masked = dataclasses.replace(whole, lengths={stream: [0, 0] for stream in whole.lengths})  # as if some lacked rows
+    with torch.no_grad():
+        without, under_masks, _ = (model.tokens(each) for each in (whole, masked, padded))
+    assert [mask is None for mask in given] == [True, False, False]
+    assert without.keys() == under_masks.keys()
+    assert all(torch.equal(without[stream], under_masks[stream]) for stream in without)
 
 
 def test_every_stream_moves_the_loss(tiny_world, model):
@@ -193,3 +207,23 @@ def test_a_language_model_that_is_not_there_is_named(tiny_world):
 def test_layouts_that_fuse_different_streams_do_not_share_a_model(tiny_world):
     with pytest.raises(ValueError, match="fuse the same streams"):
         build_affectgpt(tiny_world.model, [FULL, LAYOUTS["multiframe_audio_frame_text"]])
+
+
+def test_tokens_take_their_places_in_order():
+    tokens = {Modality.FACE: torch.arange(8.0).view(2, 2, 2) + 1, Modality.AUDIO: torch.full((1, 1, 2), 9.0)}
+    places = {Modality.FACE: torch.tensor([[1, 2], [8, 10]]), Modality.AUDIO: torch.tensor([[4]])}
+    out = splice(torch.zeros(3, 4, 2), tokens, places)
+    assert out[0, 1:3].tolist() == [[1, 2], [3, 4]]
+    assert out[2, [0, 2]].tolist() == [[5, 6], [7, 8]]
+    assert out[1].tolist() == [[9, 9], [0, 0], [0, 0], [0, 0]]
+    assert out[0, 0].abs().sum() == 0
+
+
+def test_a_prompt_without_placeholders_stays_as_it_is():
+    embeddings = torch.ones(1, 3, 2)
+    assert torch.equal(splice(embeddings, {}, {}), embeddings)
+
+
+def test_a_wrong_number_of_placeholders_is_refused():
+    with pytest.raises(ValueError, match=r"<FaceHere>: expected 2 placeholders in a prompt, found 1; prompt file"):
+        splice(torch.zeros(1, 3, 2), {Modality.FACE: torch.ones(1, 2, 2)}, {Modality.FACE: torch.tensor([[0]])})

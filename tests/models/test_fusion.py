@@ -10,9 +10,8 @@ from affect.models.fusion import (
     QFormerPreFusion,
     TokenBranch,
 )
-from affect.models.qformer import QFormerSize
 
-SMALL = QFormerSize(hidden=16, layers=2, heads=2, intermediate=32)
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
 def qformer_branch(queries, positions=32):
