@@ -16,13 +16,11 @@ import torch
 
 from affect.core.au_json import find_au_json, read_au_json, sentences
 from affect.core.schema import STORED_MODALITIES, Modality
-from extractors.media.files import list_videos
-from extractors.run.clip import prepare_clip
+from extractors.run.clip import ENCODER_BATCH, prepare_clip
 from extractors.run.driver import run as run_session
-from extractors.run.encode import ENCODER_BATCH
 from extractors.run.journal import FOLDER, RunReport
 from extractors.run.session import Session
-from extractors.run.settings import Settings
+from extractors.run.settings import Settings, list_videos
 
 WRITER = "benchmark"
 

@@ -20,7 +20,7 @@ from affect.data.config import Config, parse_config
 from affect.data.manifest import read_clips
 from affect.data.prompts import DEFAULT_PROMPTS
 from affect.features.store import FeatureStore
-from extractors.media.files import VIDEO_SUFFIXES
+from extractors.run.settings import VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ def answer_clip(args: argparse.Namespace, answerer: Answerer, section: DatasetCo
     from affect.answer.answerer import with_action_units
     from affect.cli.au_fill import sentence_maker
     from affect.cli.live import extraction_settings, warn_of_other_faces
+    from extractors.run.clip import extract_clip
     from extractors.run.live import shared_encoder
-    from extractors.run.one_clip import extract_clip
     from extractors.run.session import Session
 
     own = ("au_root", "face_root", "openface_root", "openface_executable", "openface_args", "au_backend", "face_finder")

@@ -21,8 +21,7 @@ from affect.features.store import FeatureStore
 from extractors.au.agent import build_agent
 from extractors.au.templates import describe_clips
 from extractors.run.driver import run
-from extractors.run.encode import Describe
-from extractors.run.session import Session
+from extractors.run.session import Describe, Session
 
 logger = logging.getLogger(__name__)
 

@@ -25,9 +25,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from affect.core.schema import STORED_MODALITIES, Modality, check_name
-from extractors.au.backends import AU_BACKENDS, EXECUTABLE_VARIABLE, check_backend
-from extractors.media.files import VIDEO_SUFFIXES, list_videos
-from extractors.run.settings import STAGES, TEMPLATES, Settings
+from extractors.run.settings import (
+    AU_BACKENDS,
+    STAGES,
+    TEMPLATES,
+    VIDEO_SUFFIXES,
+    Settings,
+    check_backend,
+    list_videos,
+)
 
 if TYPE_CHECKING:  # --help opens at once
     from extractors.run.journal import RunReport
@@ -51,8 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         from affect.core.device import keep_freed_memory
 
         keep_freed_memory()
-    from extractors.run.driver import run, sum_up
-    from extractors.run.planning import shard
+    from extractors.run.driver import run, shard, sum_up
     from extractors.run.session import Session
 
     names = shard(names, args.shard_index, args.num_shards)
@@ -128,8 +133,8 @@ def add_clip_flags(parser: argparse.ArgumentParser) -> None:
     add("--face_finder", default="auto", choices=["auto", "opencv", "mediapipe"])
     add("--frame_sampling", dest="sampling", default="uniform", choices=["uniform", "headtail", "emotion_peak"])
     add("--openface_root", type=Path, help="OpenFace tables {name}.csv; new ones are put there")
-    executable = os.environ.get(EXECUTABLE_VARIABLE) or None
-    add("--openface_executable", default=executable, help=f"FeatureExtraction binary; default: {EXECUTABLE_VARIABLE}")
+    executable = os.environ.get("OPENFACE_EXECUTABLE") or None
+    add("--openface_executable", default=executable, help="FeatureExtraction binary; default: OPENFACE_EXECUTABLE")
     help_on_args = 'passed on to it, e.g. "-mloc model/main_ceclm_general.txt"'
     add("--openface_args", type=lambda text: tuple(text.split()), default=(), help=help_on_args)
     add("--au_backend", default="openface", choices=AU_BACKENDS, help="what measures action units")

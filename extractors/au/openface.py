@@ -24,7 +24,9 @@ from scipy import signal as scipy_signal
 
 from affect.core.au_json import AuAnalysis, AuInfo, FrameAus, Peak
 from affect.core.facs import ACTION_UNITS, au_description
-from extractors.au.backends import EXECUTABLE_VARIABLE
+
+EXECUTABLE_VARIABLE = "OPENFACE_EXECUTABLE"
+"""Environment variable that names OpenFace's FeatureExtraction binary."""
 
 CONFIDENCE = 0.8
 """Least tracking confidence of a frame whose action units are believed."""

@@ -1,11 +1,15 @@
-"""One clip in a worker: its action units are measured or read, and every stream that is asked for is decoded, once."""
+"""One clip from raw files to features: measured or read and decoded in a worker, then described and encoded.
+
+Whoever has many clips decodes them side by side and describes and encodes them together (`extractors.run.driver`).
+"""
 
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,57 +18,31 @@ from typing import Any
 
 import numpy as np
 
-from affect.core.au_json import AuAnalysis, find_au_json, read_au_json
+from affect.core.au_json import AuAnalysis, au_json_path, find_au_json, read_au_json, require_sentences
 from affect.core.schema import Modality
 from affect.faces.finders import FaceFinder, build_face_finder, find_faces, load_face_array
-from extractors.au.backends import measure
 from extractors.au.openface import analyse_openface, run_openface
 from extractors.media.audio import load_audio, sound_clips
 from extractors.media.video import frame_indices, read_video
-from extractors.run.settings import Settings
+from extractors.run.session import Describe, Session
+from extractors.run.settings import ClipTask, Settings, check_backend, known_au_json
 
 logger = logging.getLogger(__name__)
 
 FACE_FRAMES = 8
 """Frames that faces are looked for in, whatever the number of scene frames."""
 
+ENCODER_BATCH = 16
+"""Clips that are described and encoded together."""
+
+_NOTHING = object()
+"""Stands for a stream that is not asked for or failed; None is a clip without sound."""
+
+FRAMES_OFF = 0.1
+"""Share of a video's frames by which its table may be off before it looks like another clip's."""
+
 CLIP_ERRORS = (ValueError, OSError, RuntimeError)
 """What bad clips raise as a rule; the words of these errors say all, others are named with their type."""
-
-
-@dataclass(frozen=True)
-class ClipTask:
-    """What to do with one clip before it can be described and encoded; `Session.task` makes it."""
-
-    settings: Settings
-    name: str
-    streams: tuple[Modality, ...]
-    """Streams to extract; all but the action units are decoded."""
-    au: bool = False
-    """Whether its action units are measured, or read where that was done."""
-    video: Path | None = None
-    audio: Path | None = None
-    """Sound file, or the video itself."""
-    table: Path | None = None
-    """Where its OpenFace table is, or would be put."""
-    prepare: Mapping[Modality, Callable[[Any], Any]] = field(default_factory=dict)
-    """What the encoder of a stream wants done to a clip before it is sent on; nothing where it is not named."""
-    extra_time: float = 0.0
-    """Seconds beyond the usual limit that this clip may take."""
-    reader: str = "auto"
-    """auto, or pyav where decord is not to be tried."""
-
-    @property
-    def seen(self) -> tuple[Modality, ...]:
-        """Streams that frames of the video are decoded for."""
-        pictures = (Modality.FRAME,) if self.settings.face_root else (Modality.FRAME, Modality.FACE)
-        return tuple(stream for stream in self.streams if stream in pictures)
-
-    @property
-    def sampling(self) -> str:
-        """How scene frames are chosen; a clip whose action units nobody asks for has no peaks to go by."""
-        sampling = self.settings.sampling
-        return sampling if self.au or sampling != "emotion_peak" else "uniform"
 
 
 @dataclass
@@ -138,7 +116,7 @@ def analyse_clip(task: ClipTask) -> tuple[AuAnalysis, bool]:
             raise FileNotFoundError(
                 f"clip {name!r} has no video to measure: expected a file of that name in video_root"
             )
-        return measure(settings.au_backend, task.video), True
+        return _measure(settings.au_backend, task.video), True
     if table is None or not table.is_file():
         if settings.openface_executable is None or task.video is None:
             raise FileNotFoundError(
@@ -151,12 +129,15 @@ def analyse_clip(task: ClipTask) -> tuple[AuAnalysis, bool]:
     return analyse_openface(table, source_path=task.video or table), True
 
 
-def known_au_json(settings: Settings, name: str) -> Path | None:
-    """Return where the AU JSON of a clip is, None where it has none."""
-    try:
-        return find_au_json(settings.au_root, settings.dataset, name) if settings.au_root else None
-    except FileNotFoundError:
-        return None
+def _measure(backend: str, video: Path) -> AuAnalysis:
+    check_backend(backend)
+    if backend == "mediapipe":
+        from extractors.au.landmarks import analyse_landmarks
+
+        return analyse_landmarks(video)
+    from extractors.au.pyfeat import analyse_pyfeat
+
+    return analyse_pyfeat(video)
 
 
 def reason_of(error: Exception) -> str:
@@ -244,3 +225,130 @@ def _noting(result: ClipResult, streams: Iterable[Modality]) -> Iterator[None]:
 def _finder(name: str) -> FaceFinder:
     """One detector a process: building it costs more than using it."""
     return build_face_finder(name)
+
+
+def describe_clips(settings: Settings, describe: Describe, results: Sequence[ClipResult]) -> None:
+    """Give sentences to the clips that lack them."""
+    clips: list[ClipResult] = []
+    items: list[tuple[AuAnalysis, list[int]]] = []
+    for result in results:
+        analysis = result.analysis
+        if "au_text" not in settings.stages or analysis is None or analysis.faceless:
+            continue
+        if settings.overwrite or not (analysis.summary_description or analysis.fine_grained_descriptions):
+            try:
+                items.append((analysis, frames_to_describe(analysis, settings.frame_count, settings.sampling)))
+                clips.append(result)
+            except ValueError as error:
+                result.errors["au_text"] = reason_of(error)
+    for result, analysis in zip(clips, _all_or_each("au_text", describe, clips, items), strict=True):
+        if analysis is not None:
+            result.analysis = analysis
+            result.made.append("au_text")
+
+
+def encode_clips(session: Session, results: Sequence[ClipResult]) -> None:
+    """Make the features that are asked for, and those of sentences that are new."""
+    for stream in session.settings.features:
+        found = [(result, _item(session, stream, result)) for result in results]
+        ready = [(result, item) for result, item in found if item is not _NOTHING]
+        if not ready:
+            continue
+        clips, items = zip(*ready, strict=True)
+        for result, array in zip(clips, _all_or_each(stream, session.encoder(stream), clips, items), strict=True):
+            if array is not None:
+                result.features[stream] = array
+
+
+def frames_to_describe(analysis: AuAnalysis, count: int, sampling: str) -> list[int]:
+    """Return the frames (0-based) that get a sentence: those that sampling picks of the frames that were measured.
+
+    Raises ValueError when none was.
+    """
+    numbers = [frame["frame"] for frame in analysis.per_frame_au_descriptions if "frame" in frame]
+    if not numbers:
+        raise ValueError(
+            f"{analysis.source_path or 'AU JSON'}: expected per_frame_au_descriptions to describe, found none; "
+            "make the AU JSON anew from an OpenFace table"
+        )
+    return [numbers[i] - 1 for i in frame_indices(len(numbers), count, sampling, analysis.au_info)]
+
+
+def _item(session: Session, stream: Modality, result: ClipResult) -> Any:
+    """Return what the encoder of a stream takes of a clip: of AU the sentences that are asked for or out of date."""
+    if stream != Modality.AU:
+        return result.items.get(stream, _NOTHING)
+    if result.analysis is None or "au_text" in result.errors:
+        return _NOTHING
+    if Modality.AU not in result.task.streams and "au_text" not in result.made:
+        return _NOTHING
+    try:
+        path = au_json_path(session.settings.au_root or "", session.settings.dataset, result.name)
+        return session.encoder(stream).prepare(require_sentences(result.analysis, path))
+    except ValueError as error:
+        result.errors["au_text"] = reason_of(error)
+        return _NOTHING
+
+
+def _all_or_each(stage: str, make: Callable[[list], list], results: Sequence[ClipResult], items: Sequence) -> list:
+    """Return what is made of each item, all at once; when that fails, one by one, with None for those that fail.
+
+    The time it takes is shared out to the clips.
+    """
+    if not items:
+        return []
+    start = time.monotonic()
+    try:
+        made = list(make(list(items)))
+    except Exception as error:  # whatever a library raises on one clip, the others go on
+        if len(items) > 1:
+            return [_all_or_each(stage, make, [result], [item])[0] for result, item in zip(results, items, strict=True)]
+        results[0].errors[str(stage)] = reason_of(error)
+        made = [None]
+    share = (time.monotonic() - start) / len(items)
+    clock = "au_text" if stage == "au_text" else "encode"
+    for result in results:
+        result.seconds[clock] = result.seconds.get(clock, 0.0) + share
+    return made
+
+
+def _check(result: ClipResult) -> None:
+    if result.errors:
+        raise ValueError("; ".join(dict.fromkeys(result.errors.values())))
+
+
+def _warn_of_another_table(result: ClipResult) -> None:
+    measured = result.analysis.au_info.get("total_frames", 0) if result.analysis else 0
+    if measured and result.num_frames and abs(measured - result.num_frames) > FRAMES_OFF * result.num_frames:
+        logger.warning(
+            "%s has %d frames, but its OpenFace table %d: is it the table of another clip?",
+            result.task.video,
+            result.num_frames,
+            measured,
+        )
+
+
+def extract_clip(
+    session: Session, video: Path, audio: Path | None = None, openface_csv: Path | None = None
+) -> ClipResult:
+    """Return a clip with its features, as the stages would store them, and its AU analysis.
+
+    Without anything to read or measure action units from, the clip has no AU rows. Raises ValueError when any part of
+    it cannot be read.
+    """
+    settings = session.settings
+    to_go_by = openface_csv or settings.openface_root or settings.openface_executable or settings.au_root
+    au = settings.wants_au and (to_go_by is not None or settings.au_backend != "openface")
+    with tempfile.TemporaryDirectory() as scratch:
+        if settings.openface_executable and not settings.openface_root:
+            openface_csv = openface_csv or Path(scratch) / f"{video.stem}.csv"
+        result = prepare_clip(session.task(video.stem, settings.features, au, video, audio or video, openface_csv))
+    log_warnings([result], set())
+    _check(result)
+    describe_clips(settings, session.describe, [result])
+    encode_clips(session, [result])
+    _check(result)
+    if Modality.AU in settings.features and not au:
+        result.features[Modality.AU] = np.zeros((0, session.encoder(Modality.AU).dim), np.float32)
+    _warn_of_another_table(result)
+    return result

@@ -21,11 +21,9 @@ from affect.faces.finders import face_array_places
 from affect.features.arrays import check_finite
 from affect.features.store import FeatureError, FeatureSpec, FeatureStore
 from extractors.encoders import Encoder, build_encoder
-from extractors.media.files import find_audio, find_video
-from extractors.run.clip import ClipResult, ClipTask, known_au_json, log_warnings, prepare_clip
-from extractors.run.encode import ENCODER_BATCH, encode_clips
+from extractors.run.clip import ENCODER_BATCH, ClipResult, encode_clips, log_warnings, prepare_clip
 from extractors.run.session import Session
-from extractors.run.settings import Settings
+from extractors.run.settings import ClipTask, Settings, find_audio, find_video, known_au_json
 from extractors.run.workers import ClipWorkers
 
 CLIPS_KEPT = 64
@@ -134,7 +132,7 @@ class LiveFeatures:
     def _encode(self, clips: Sequence[ClipResult]) -> None:
         """Encode every live stream of some clips, and keep nothing but features and errors of them."""
         log_warnings(clips, self._warned)
-        encode_clips(self.session.settings, self.session.encoder, clips)
+        encode_clips(self.session, clips)
         for clip in clips:
             clip.items.clear()
             clip.analysis = None

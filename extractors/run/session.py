@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from affect.core.au_json import AuAnalysis
 from affect.core.schema import Modality, check_name
 from affect.faces.finders import face_finder_name
 from affect.features.store import FeatureSpec, FeatureStore
 from extractors.au.templates import describe_clips
 from extractors.encoders import Encoder, build_encoder
-from extractors.media.files import find_audio, find_video, list_videos
-from extractors.run.clip import ClipTask, known_au_json
-from extractors.run.encode import Describe
-from extractors.run.settings import TEMPLATES, Settings
+from extractors.run.settings import TEMPLATES, ClipTask, Settings, find_audio, find_video, known_au_json, list_videos
+
+Describe = Callable[[Sequence[tuple[AuAnalysis, Sequence[int]]]], list[AuAnalysis]]
+"""A maker of AU sentences for some frames (0-based) of each of several clips."""
 
 OPENFACE_TIME = 600.0
 """Seconds that OpenFace may take for one clip, beside the time limit of decoding it."""

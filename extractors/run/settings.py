@@ -1,14 +1,24 @@
-"""Everything that decides what a run makes, in plain values that can be sent to other processes and machines."""
+"""What decides what is made of clips, and the task of one: plain values that can be sent to other machines."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib.util
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from affect.core.schema import STORED_MODALITIES, Modality
+from affect.core.au_json import find_au_json
+from affect.core.schema import STORED_MODALITIES, Modality, check_name
 
 STAGES = ("au_json", "au_text", "features")
 TEMPLATES = "templates"
+AU_BACKENDS = {"openface": None, "mediapipe": "mediapipe", "pyfeat": "feat"}
+"""What measures action units, and the Python package that it needs."""
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".mpg", ".mpeg", ".webm", ".wmv", ".flv", ".m4v")
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".ogg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +40,7 @@ class Settings:
     au_root: Path | None = None
     """AU JSON files (MER-Factory's output folder)."""
     au_backend: str = "openface"
-    """What measures the action units of a clip without AU JSON: one of `extractors.au.backends.AU_BACKENDS`."""
+    """What measures the action units of a clip without AU JSON: one of `AU_BACKENDS`."""
     streams: tuple[Modality, ...] = STORED_MODALITIES
     stages: tuple[str, ...] = STAGES
     visual_encoder: str = "CLIP_VIT_LARGE"
@@ -78,3 +88,89 @@ class Settings:
     def encoder_name(self, stream: Modality) -> str:
         """Return the name of the encoder of a stream."""
         return {Modality.AUDIO: self.acoustic_encoder, Modality.AU: self.au_encoder}.get(stream, self.visual_encoder)
+
+
+@dataclass(frozen=True)
+class ClipTask:
+    """What to do with one clip before it can be described and encoded; `Session.task` makes it."""
+
+    settings: Settings
+    name: str
+    streams: tuple[Modality, ...]
+    """Streams to extract; all but the action units are decoded."""
+    au: bool = False
+    """Whether its action units are measured, or read where that was done."""
+    video: Path | None = None
+    audio: Path | None = None
+    """Sound file, or the video itself."""
+    table: Path | None = None
+    """Where its OpenFace table is, or would be put."""
+    prepare: Mapping[Modality, Callable[[Any], Any]] = field(default_factory=dict)
+    """What the encoder of a stream wants done to a clip before it is sent on; nothing where it is not named."""
+    extra_time: float = 0.0
+    """Seconds beyond the usual limit that this clip may take."""
+    reader: str = "auto"
+    """auto, or pyav where decord is not to be tried."""
+
+    @property
+    def seen(self) -> tuple[Modality, ...]:
+        """Streams that frames of the video are decoded for."""
+        pictures = (Modality.FRAME,) if self.settings.face_root else (Modality.FRAME, Modality.FACE)
+        return tuple(stream for stream in self.streams if stream in pictures)
+
+    @property
+    def sampling(self) -> str:
+        """How scene frames are chosen; a clip whose action units nobody asks for has no peaks to go by."""
+        sampling = self.settings.sampling
+        return sampling if self.au or sampling != "emotion_peak" else "uniform"
+
+
+def check_backend(name: str) -> None:
+    """Raise ValueError for an unknown AU backend, ModuleNotFoundError for one whose package is absent.
+
+    OpenFace is no Python package; whether its tables or its binary are there shows when they are asked for.
+    """
+    if name not in AU_BACKENDS:
+        raise ValueError(f"AU backend {name!r} is not known: expected one of {', '.join(AU_BACKENDS)}; correct it")
+    if AU_BACKENDS[name] and importlib.util.find_spec(AU_BACKENDS[name]) is None:
+        raise ModuleNotFoundError(
+            f"AU backend {name!r} needs a package that is not installed: pip install 'affect[{name}]', or use openface"
+        )
+
+
+def known_au_json(settings: Settings, name: str) -> Path | None:
+    """Return where the AU JSON of a clip is, None where it has none."""
+    try:
+        return find_au_json(settings.au_root, settings.dataset, name) if settings.au_root else None
+    except FileNotFoundError:
+        return None
+
+
+def find_video(root: Path | None, name: str) -> Path | None:
+    """Return the video of a clip under any known suffix, or None."""
+    return _find(root, name, VIDEO_SUFFIXES)
+
+
+def find_audio(root: Path | None, name: str) -> Path | None:
+    """Return the sound file of a clip under any known suffix, or None."""
+    return _find(root, name, AUDIO_SUFFIXES)
+
+
+def list_videos(root: Path) -> Counter[str]:
+    """Return the names of all clips in a folder, with the number of files that have each (2: `a.mp4` and `a.avi`)."""
+    if not root.is_dir():
+        return Counter()
+    with os.scandir(root) as entries:
+        # a hidden file is no clip: macOS puts "._a.mp4" beside "a.mp4" on foreign disks
+        paths = [Path(entry.name) for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+    return Counter(path.stem for path in paths if path.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def _find(root: Path | None, name: str, suffixes: tuple[str, ...]) -> Path | None:
+    check_name(name)
+    for suffix in suffixes if root else ():
+        for spelling in (suffix, suffix.upper(), suffix.title()):
+            path = root / f"{name}{spelling}"
+            if path.is_file():
+                return path
+    return None

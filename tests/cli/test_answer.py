@@ -263,7 +263,7 @@ def test_a_clip_is_extracted_with_the_settings_that_extraction_has(trained_on_em
 
 def test_action_units_come_from_the_backend_that_is_asked_for(trained_on_embedded, tmp_path, shared, monkeypatch):
     table = shared / "data/openface/featureextraction/grid_bbaf2n.csv"
-    monkeypatch.setattr("extractors.au.backends._MODULES", {})  # as if its package were installed
+    monkeypatch.setattr("extractors.run.settings._MODULES", {})  # as if its package were installed
     monkeypatch.setattr("extractors.au.landmarks.analyse_landmarks", lambda video: analyse_openface(table, video))
     answer_with(trained_on_embedded, shared / "data/video/grid_bbaf2n.mpg", "--au_backend", "mediapipe")
     assert records(tmp_path / "results" / "clips.jsonl")[-1]["action_units"]

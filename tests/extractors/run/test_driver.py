@@ -16,8 +16,8 @@ from extractors.au.templates import describe_clips
 from extractors.encoders import build_encoder
 from extractors.encoders.prepare import as_it_is
 from extractors.run import driver
+from extractors.run.driver import shard
 from extractors.run.journal import read_states
-from extractors.run.planning import shard
 from extractors.run.session import Session
 from extractors.run.settings import STAGES, Settings
 from extractors.run.workers import ClipWorkers

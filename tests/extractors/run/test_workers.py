@@ -8,8 +8,8 @@ import pytest
 
 from affect.core.schema import Modality
 from extractors.au.openface import run_openface
-from extractors.run.clip import ClipResult, ClipTask
-from extractors.run.settings import Settings
+from extractors.run.clip import ClipResult
+from extractors.run.settings import ClipTask, Settings
 from extractors.run.workers import ClipWorkers
 
 
