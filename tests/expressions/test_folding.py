@@ -15,10 +15,10 @@ NETWORKS = {
 }
 
 
-def trained(arch: str) -> tuple[nn.Module, torch.Tensor]:
+def trained(arch: str, **settings) -> tuple[nn.Module, torch.Tensor]:
     """Return a network whose norms have seen something, and pictures."""
     torch.manual_seed(0)
-    config = ImageModelConfig(arch=arch, **NETWORKS[arch])
+    config = ImageModelConfig(arch=arch, **(settings or NETWORKS[arch]))
     model = build_model(config, 7).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -52,3 +52,12 @@ def test_a_norm_before_a_convolution_stays():
     model, _ = trained("ir50_vit")
     kept = for_prediction(model).image_net.layers[0][0].norm1
     assert isinstance(kept, nn.BatchNorm2d)
+
+
+def test_a_norm_that_is_an_activation_too_stays():
+    """timm's own norms, as in DenseNet, end in a ReLU, which folding would lose."""
+    model, images = trained("timm", backbone="densenet121", img_size=48)
+    nn.init.constant_(model.net.features.norm0.bias, -2.0)
+    with torch.no_grad():
+        before = model(images)
+        torch.testing.assert_close(for_prediction(model)(images), before, atol=2e-5, rtol=1e-4)

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from affect.expressions.config import ImageModelConfig
 from affect.expressions.models import build_model
 from affect.expressions.models.poster_v2 import PosterV2, WindowCrossAttention
-from affect.expressions.models.published import rename
-from affect.expressions.models.published_names import poster_v2_name
+from affect.expressions.models.published import poster_v2_name, rename
 from benchmarks.counting import count_macs, count_parameters
 
 LANDMARK_HEAD_PARAMETERS = 512 * 49 + 2 * 512 + 512 * 136 + 2 * 136

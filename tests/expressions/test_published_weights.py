@@ -13,8 +13,14 @@ from safetensors.torch import save_file
 from affect.core.config import ConfigError
 from affect.expressions.config import ImageModelConfig, input_spec
 from affect.expressions.models import build_model
-from affect.expressions.models.published import read_pickled, rename
-from affect.expressions.models.published_names import face_net_name, ir50_name, iresnet_name, poster_v2_name
+from affect.expressions.models.published import (
+    face_net_name,
+    ir50_name,
+    iresnet_name,
+    poster_v2_name,
+    read_pickled,
+    rename,
+)
 from affect.expressions.network_file import ModelCard, save_model
 
 WIDTH = 0.1

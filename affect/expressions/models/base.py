@@ -48,6 +48,14 @@ def scaled(channels: int, width: float) -> int:
     return max(16, round(channels * width / 16) * 16)
 
 
+def conv_norm(
+    channels: int, out: int, size: int = 3, stride: int = 1, groups: int = 1, act: type[nn.PReLU] | None = None
+) -> nn.Sequential:
+    """Return a convolution without a bias that keeps the places but for its stride, batch norm and activation."""
+    convolution = nn.Conv2d(channels, out, size, stride, size // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out), *([act(out)] if act else []))
+
+
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, recompute: bool) -> Tensor:
     """Return x after all blocks; recompute: keep only what is between them and compute the rest anew going back."""
     for block in blocks:

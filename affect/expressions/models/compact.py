@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from affect.core.config import ConfigError
 from affect.expressions.config import ImageModelConfig
-from affect.expressions.models.base import ExpressionModel, scaled
+from affect.expressions.models.base import ExpressionModel, conv_norm, scaled
 
 SMALLEST = 16
 """Pixels a side that leave 2x2 places after three halvings."""
@@ -29,7 +29,7 @@ class Compact(ExpressionModel):
             raise ConfigError(f"model.img_size {config.input_size}: expected at least {SMALLEST} for compact")
         low, middle, high = (scaled(channels, config.width) for channels in (32, 64, 128))
         hidden, self.feature_dim = scaled(256, config.width), scaled(128, config.width)
-        self.stem = nn.Sequential(_conv(1, low), nn.ReLU())
+        self.stem = nn.Sequential(conv_norm(1, low), nn.ReLU())
         self.residual1 = Residual(low, low)
         self.residual2 = Residual(low, middle, convolutions=2)
         self.residual3 = Residual(middle, high, excite=True)
@@ -67,18 +67,13 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int, out: int, convolutions: int = 1, excite: bool = False) -> None:
         super().__init__()
-        layers: list[nn.Module] = [_conv(channels, out)]
+        layers: list[nn.Module] = [conv_norm(channels, out)]
         for _ in range(convolutions - 1):
-            layers += [nn.ReLU(), _conv(out, out)]
+            layers += [nn.ReLU(), conv_norm(out, out)]
         if excite:
             layers.append(SEModule(out, rd_ratio=1 / 8, rd_divisor=1))
         self.body = nn.Sequential(*layers)
-        self.shortcut = nn.Identity() if channels == out else _conv(channels, out, size=1)
+        self.shortcut = nn.Identity() if channels == out else conv_norm(channels, out, size=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.body(x) + self.shortcut(x))
-
-
-def _conv(channels: int, out: int, size: int = 3) -> nn.Sequential:
-    convolution = nn.Conv2d(channels, out, size, padding=size // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out))

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from affect.expressions.models.base import run_blocks, scaled
+from affect.expressions.models.base import conv_norm, run_blocks, scaled
 
 Form = Literal["improved", "iresnet"]
 UNITS = (3, 4, 14, 3)
@@ -26,11 +26,11 @@ class Ir50(nn.Module):
         super().__init__()
         self.channels = [scaled(channels, width) for channels in CHANNELS[: len(units)]]
         first = self.channels[0]
-        self.stem = nn.Sequential(nn.Conv2d(3, first, 3, 1, 1, bias=False), nn.BatchNorm2d(first), nn.PReLU(first))
+        self.stem = conv_norm(3, first, act=nn.PReLU)
         self.layers = nn.ModuleList()
         for before, channels, number in zip([first, *self.channels], self.channels, units, strict=False):
             pooled = form == "improved" and not self.layers
-            shortcut = nn.MaxPool2d(1, 2) if pooled else _shortcut(before, channels)
+            shortcut = nn.MaxPool2d(1, 2) if pooled else conv_norm(before, channels, size=1, stride=2)
             head = Unit(form, before, channels, 2, shortcut)
             self.layers.append(nn.Sequential(head, *(Unit(form, channels, channels) for _ in range(number - 1))))
         self.recompute = recompute
@@ -59,7 +59,3 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.act(self.norm2(self.conv1(self.norm1(x))))
         return self.norm3(self.conv2(y)) + self.shortcut(x)
-
-
-def _shortcut(channels: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, out, 1, 2, bias=False), nn.BatchNorm2d(out))

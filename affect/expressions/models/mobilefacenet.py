@@ -5,10 +5,14 @@ Its head, which turns the last map into 68 landmarks, is left out.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from affect.expressions.models.base import scaled
+from affect.expressions.models.base import conv_norm, scaled
+
+_conv = partial(conv_norm, act=nn.PReLU)
 
 
 class FrozenFaceNet(nn.Module):
@@ -50,7 +54,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.widen = _conv(channels, wide, 1)
         self.depthwise = _conv(wide, wide, 3, stride, groups=wide)
-        self.project = nn.Sequential(nn.Conv2d(wide, out, 1, bias=False), nn.BatchNorm2d(out))
+        self.project = conv_norm(wide, out, 1)
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,8 +64,3 @@ class Bottleneck(nn.Module):
 
 def _residuals(channels: int, wide: int, number: int) -> list[Bottleneck]:
     return [Bottleneck(channels, channels, wide, residual=True) for _ in range(number)]
-
-
-def _conv(channels: int, out: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(channels, out, size, stride, size // 2, groups=groups, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out), nn.PReLU(out))

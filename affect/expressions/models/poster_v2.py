@@ -8,7 +8,7 @@ fused maps -> 3 x 49 tokens and a class token -> 2 blocks -> gate -> classifier
 from __future__ import annotations
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, gen_relative_position_index
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -126,7 +126,7 @@ class WindowCrossAttention(nn.Module):
         self.heads = heads
         self.kv = nn.Linear(dim, 2 * dim)
         self.bias = nn.Parameter(torch.zeros((2 * places - 1) ** 2, heads))
-        self.register_buffer("offsets", _offsets(places), persistent=False)
+        self.register_buffer("offsets", gen_relative_position_index((places, places)), persistent=False)
         self.attn_drop = attn_drop
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -139,11 +139,3 @@ class WindowCrossAttention(nn.Module):
         drop = self.attn_drop if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=bias, dropout_p=drop)
         return self.proj_drop(self.proj(join_heads(x)))
-
-
-def _offsets(places: int) -> Tensor:
-    """Return the row of the bias table for each pair of query and key, [N, N]: (dy, dx) counted from the least."""
-    y, x = torch.meshgrid(torch.arange(places), torch.arange(places), indexing="ij")
-    y, x = y.flatten(), x.flatten()
-    dy, dx = y[:, None] - y[None, :] + places - 1, x[:, None] - x[None, :] + places - 1
-    return dy * (2 * places - 1) + dx
