@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from affect.core.files import atomic_write
 from affect.core.plots import font_file
 from affect.expressions.predict import FacePrediction
 
@@ -18,16 +20,8 @@ SMALLEST = 200
 """Pixels of the shorter side that a picture is enlarged to, so that words fit on it."""
 LONGEST = 4000
 """Pixels of the longer side that no picture is enlarged beyond."""
-_COLOURS = (
-    (31, 119, 180),
-    (214, 39, 40),
-    (44, 160, 44),
-    (148, 103, 189),
-    (255, 127, 14),
-    (140, 86, 75),
-    (23, 150, 170),
-)
-_UNSURE = (110, 110, 110)
+_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#1796aa")
+_UNSURE = "#6e6e6e"
 _CLOCK = 90_000  # ticks a second of the videos that are written: frames keep their own times
 
 
@@ -62,7 +56,7 @@ def enlarge(picture: np.ndarray) -> tuple[np.ndarray, int]:
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)), factor
 
 
-def _colour(face: FacePrediction) -> tuple[int, int, int]:
+def _colour(face: FacePrediction) -> str:
     first = face.label.split(", ")[0]
     names = list(face.probabilities)
     return _COLOURS[names.index(first) % len(_COLOURS)] if first in names else _UNSURE
@@ -73,43 +67,27 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(font_file(), size)
 
 
-class VideoWriter:
-    """Writes pictures with their times as H.264; the file has its name only when it is whole."""
+@contextmanager
+def write_video(path: Path) -> Iterator[Callable[[float, np.ndarray], None]]:
+    """Write pictures with their times as H.264; the file has its name only when the block ends well.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._part = path, path.with_name(f".{path.stem}.part{path.suffix}")
-        self._container: av.container.OutputContainer | None = None
-        self._stream: av.VideoStream | None = None
-        self._last = -1
+    Gives what adds a picture uint8 RGB [H, W, 3] shown from a time (s) on; later ones get the size of the first.
+    """
+    last = -1
+    with atomic_write(path) as handle, av.open(handle, "w", format=path.suffix[1:]) as container:
+        stream = container.add_stream("libx264", rate=25, pix_fmt="yuv420p")  # nominal: frames have times
+        stream.codec_context.time_base = Fraction(1, _CLOCK)
 
-    def __enter__(self) -> VideoWriter:
-        return self
+        def write(time: float, picture: np.ndarray) -> None:
+            nonlocal last
+            picture = np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), mode="edge")
+            if last < 0:
+                stream.height, stream.width = picture.shape[:2]
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
+            frame = frame.reformat(stream.width, stream.height)
+            frame.pts = last = max(round(time * _CLOCK), last + 1)
+            frame.time_base = Fraction(1, _CLOCK)
+            container.mux(stream.encode(frame))
 
-    def write(self, time: float, picture: np.ndarray) -> None:
-        """Add a picture uint8 RGB [H, W, 3] that is shown from `time` (s) on; later ones get the size of the first."""
-        picture = np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), mode="edge")
-        if self._stream is None:
-            self._open(*picture.shape[:2])
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
-        frame = frame.reformat(self._stream.width, self._stream.height)
-        frame.pts = self._last = max(round(time * _CLOCK), self._last + 1)
-        frame.time_base = Fraction(1, _CLOCK)
-        self._container.mux(self._stream.encode(frame))
-
-    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
-        if self._container is None:
-            return
-        if kind is None:
-            self._container.mux(self._stream.encode())
-        self._container.close()
-        if kind is None:
-            self._part.replace(self.path)
-        else:
-            self._part.unlink(missing_ok=True)
-
-    def _open(self, height: int, width: int) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(self._part), "w")
-        self._stream = self._container.add_stream("libx264", rate=25, pix_fmt="yuv420p")  # nominal: frames have times
-        self._stream.height, self._stream.width = height, width
-        self._stream.codec_context.time_base = Fraction(1, _CLOCK)
+        yield write
+        container.mux(stream.encode())

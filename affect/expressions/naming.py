@@ -21,7 +21,7 @@ from PIL import Image
 from affect.core.errors import MediaError
 from affect.core.failures import Failure
 from affect.core.files import atomic_write
-from affect.expressions.drawing import VideoWriter, annotate, enlarge
+from affect.expressions.drawing import annotate, enlarge, write_video
 from affect.expressions.image_files import ImageError, list_images, read_image
 from affect.expressions.image_set import tracked
 from affect.expressions.reader import ExpressionReader, NamedImage
@@ -81,7 +81,7 @@ def name_video(
     _refuse_own_output([Path(name)], folder)
     findings, stem, rate = Findings(), Path(name).stem, reader.config.frame_rate
     named, due = None, 0.0
-    with atomic_write(folder / PREDICTIONS) as lines, VideoWriter(folder / MARKED / f"{stem}.mp4") as video:
+    with atomic_write(folder / PREDICTIONS) as lines, write_video(folder / MARKED / f"{stem}.mp4") as write:
         with suppress(KeyboardInterrupt) if live else nullcontext():
             for index, (moment, frame) in enumerate(tracked(frames, "naming expressions")):
                 if moment + 1e-6 >= due:
@@ -90,7 +90,7 @@ def name_video(
                     findings.add({**named.as_json(), "frame": index, "time": round(moment, 3)}, lines)
                     if explain:
                         _explain(reader, named, folder, f"{stem}-{index:06d}")
-                video.write(moment, annotate(frame, named.faces))
+                write(moment, annotate(frame, named.faces))
         if named is None:
             raise MediaError(f"{name}: no frame can be decoded; expected a video, so fetch it again")
     return findings

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -40,11 +39,15 @@ class ModelCard:
     scores: dict[str, float] = field(default_factory=dict)
     """Validation scores, 0 to 1 (loss in nats)."""
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+
+
+_CARD = TypeAdapter(ModelCard)
+
 
 def save_model(path: Path, weights: dict[str, Tensor], card: ModelCard) -> None:
     """Write weights and card whole or not at all."""
-    content = asdict(card) | {"model": card.model.model_dump(mode="json")}
-    header = {"format": FORMAT, "affect": version("affect"), "card": json.dumps(content, sort_keys=True)}
+    header = {"format": FORMAT, "affect": version("affect"), "card": _CARD.dump_json(card).decode()}
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     with atomic_write(path, writer="partial") as handle:  # a run's main process alone writes
         handle.write(save(plain, metadata=header))
@@ -93,7 +96,7 @@ def _read(path: Path, weights: bool) -> tuple[ModelCard, dict[str, Tensor]]:
                     f"{path}: expected a network of train.py's image track ({FORMAT}), found "
                     f"{header.get('format', 'a safetensors file without that mark')}"
                 )
-            card = _parse_card(json.loads(header["card"]))
+            card = _CARD.validate_json(header["card"])
             return card, {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ValueError(
@@ -101,12 +104,5 @@ def _read(path: Path, weights: bool) -> tuple[ModelCard, dict[str, Tensor]]:
             f"({error}); "
             "it may be cut off: copy it again, or take the run's other file"
         ) from None
-    except (KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
+    except (KeyError, ValidationError) as error:
         raise ValueError(f"{path}: expected a card of the network in its header ({error!r})") from None
-
-
-def _parse_card(content: dict[str, Any]) -> ModelCard:
-    spec = content.pop("input")
-    spec = InputSpec(**spec | {"mean": tuple(spec["mean"]), "std": tuple(spec["std"])})
-    model = ImageModelConfig.model_validate(content.pop("model"))
-    return ModelCard(model=model, classes=tuple(content.pop("classes")), input=spec, **content)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from affect.cli import answer as inference
 from affect.expressions.config import ImageModelConfig, input_spec
-from affect.expressions.drawing import VideoWriter, enlarge
+from affect.expressions.drawing import enlarge, write_video
 from affect.expressions.models import build_model
 from affect.expressions.network_file import ModelCard, save_model
 
@@ -217,9 +217,9 @@ def frames_of(path):
 
 
 def save_video(path, shades, rate=10):
-    with VideoWriter(path) as video:
+    with write_video(path) as write:
         for i, shade in enumerate(shades):
-            video.write(i / rate, np.full((120, 161, 3), shade, np.uint8))
+            write(i / rate, np.full((120, 161, 3), shade, np.uint8))
     return path
 
 
@@ -354,7 +354,7 @@ def test_small_pictures_are_enlarged_and_large_ones_are_not():
 
 
 def test_a_video_that_failed_leaves_no_file(tmp_path):
-    with pytest.raises(RuntimeError), VideoWriter(tmp_path / "a.mp4") as video:
-        video.write(0, noise())
+    with pytest.raises(RuntimeError), write_video(tmp_path / "a.mp4") as write:
+        write(0, noise())
         raise RuntimeError
     assert not list(tmp_path.iterdir())
