@@ -141,12 +141,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def read_label_table(path: Path, name_column: str, label_columns: list[str]) -> dict[str, Labels]:
     """Return clip -> its labels in all of the columns; raises ValueError for a column that is not there."""
-    table = read_table(path)
-    for column in (name_column, *label_columns):
-        if column not in table:
-            raise ValueError(
-                f"{path}: expected a column {column!r}, found {', '.join(table)}; see --csv_column and --label"
-            )
+    table = read_table(path, name_column, *label_columns, advice="see --csv_column and --label")
     labels: dict[str, Labels] = {}
     for name, *cells in table[[name_column, *label_columns]].itertuples(index=False):
         labels[name] = (*labels.get(name, ()), *chain.from_iterable(map(parse_labels, cells)))

@@ -19,7 +19,7 @@ from affect.core.plots import draw_bars, draw_confusion
 from affect.data.known_datasets import NEGATIVE, NEUTRAL, POSITIVE, Task
 from affect.evaluate.answers import split_labels
 from affect.evaluate.classification import classification_scores, confusion
-from affect.evaluate.emotion_wheel import EmotionWheels, WheelScores, ew_scores, hit_scores, overlaps, read_wheels
+from affect.evaluate.emotion_wheel import EmotionWheels, ew_scores, hit_scores, overlaps, read_wheels
 from affect.evaluate.grounding import Grounding, ground, ground_answers
 from affect.evaluate.mer_unibench import Results, benchmark_report, score_file
 from affect.evaluate.result_tables import MEAN, Report, ResultTable
@@ -57,10 +57,7 @@ def wheel_report(args: argparse.Namespace) -> Report:
     notes = _notes_on(truth, labelled)
     notes["unknown_words"] = wheels.unknown_words(answers[name] for name in truth).total()
     notes["unknown_labels"] = wheels.unknown_words(truth.values()).total()
-    rows = [_wheel_rows(scores) for scores in scored.values()]
-    parts = [
-        {**scores.means, "per_wheel": of_wheels[:-1]} for scores, of_wheels in zip(scored.values(), rows, strict=True)
-    ]
+    parts = [{**scores.values, "per_wheel": scores.per_wheel} for scores in scored.values()]
     content = parts[0]
     if len(parts) > 1:
         means = {key: (parts[0][key] + parts[1][key]) / 2 for key in ("fscore", "precision", "recall")}
@@ -70,14 +67,11 @@ def wheel_report(args: argparse.Namespace) -> Report:
     if args.pictures and args.task == Task.HIT_RATE:
         rates = _hit_rates_by_label(truth, answers, wheels)
         draw_bars(args.pictures / "labels.png", list(rates), {"hit rate": list(rates.values())}, "mean over the wheels")
-    tables = [ResultTable(title, of_wheels, _in_words(notes)) for title, of_wheels in zip(scored, rows, strict=True)]
+    tables = [
+        ResultTable(title, [*scores.per_wheel, {"wheel": MEAN, **scores.values, "n": ""}], _in_words(notes))
+        for title, scores in scored.items()
+    ]
     return Report({**content, "n": len(truth), **notes}, tables)
-
-
-def _wheel_rows(scores: WheelScores) -> list[dict[str, Any]]:
-    """Return the scores of each wheel and their means."""
-    rows = [{"wheel": i, **each.scores, "n": each.n} for i, each in enumerate(scores.per_wheel, start=1)]
-    return [*rows, {"wheel": MEAN, **scores.means, "n": ""}]
 
 
 def _hit_rates_by_label(
@@ -89,7 +83,7 @@ def _hit_rates_by_label(
         by_label.setdefault(", ".join(split_labels(value)), {})[name] = value
     rates = {}
     for label, clips in sorted(by_label.items()):
-        known = [each.scores["hitrate"] for each in hit_scores(clips, answers, wheels).per_wheel if each.n]
+        known = [each["hitrate"] for each in hit_scores(clips, answers, wheels).per_wheel if each["n"]]
         rates[label] = float(np.mean(known)) if known else math.nan
     return rates
 
@@ -97,12 +91,7 @@ def _hit_rates_by_label(
 def sentiment_report(args: argparse.Namespace) -> Report:
     """Score positive, negative and neutral against valences."""
     truth = read_truth(args.gt, args.task)
-    if args.pred.suffix == ".json" or "-sentiment" in args.pred.name:
-        labelled = Labelled(read_answers(args.pred), "as given")
-    elif args.wheels:
-        labelled = read_sentiments(args.pred, Vocabulary(read_wheels(args.wheels)))
-    else:
-        raise ValueError(f"{args.pred}: texts become sentiments by the emotion wheels: expected --wheels with a folder")
+    labelled = read_sentiments(args.pred, Vocabulary(read_wheels(args.wheels)) if args.wheels else None)
     scores = sentiment_scores(truth, labelled.answers)
     notes = _notes_on(truth, labelled)
     notes["unknown_words"] = sum(labelled.answers[name] not in (POSITIVE, NEGATIVE, NEUTRAL) for name in truth)
@@ -113,7 +102,7 @@ def sentiment_report(args: argparse.Namespace) -> Report:
         each = classification_scores(counts).per_class
         draw_confusion(args.pictures / "confusion.png", counts, classes)
         draw_bars(args.pictures / "labels.png", classes, {"recall": each["recall"], "precision": each["precision"]})
-    content = {"waf": scores.waf, "acc": scores.acc, "n": scores.n}
+    content = {**scores.values, "n": scores.n}
     return Report({**content, **notes}, [ResultTable("sentiment", [{"clips": "all", **content}], _in_words(notes))])
 
 
@@ -155,7 +144,7 @@ def labels_report(args: argparse.Namespace) -> Report:
             write_labels(labels_path(path, sentiment=True), sentiments, model.name)
         words = {name: vocabulary.find(text) for name, text in texts.items()}
         overlap = float(np.mean([overlaps(labels, words[name], wheels) for name, labels in found.items()]))
-        agreement = {"overlap": overlap, "fscore": ew_scores(found, words, wheels).means["fscore"]}
+        agreement = {"overlap": overlap, "fscore": ew_scores(found, words, wheels).values["fscore"]}
         content[str(path)] = {"labels": str(labels_path(path)), "n": len(texts), "agreement": agreement}
         row = {"file": path.name, "share a cluster": overlap, "fscore": agreement["fscore"], "n": len(texts)}
         rows.append(row)

@@ -181,11 +181,7 @@ def clip_names(args: argparse.Namespace) -> list[str]:
         return names
     from affect.data.manifest import read_table
 
-    table = read_table(args.csv_path)
-    if args.csv_column not in table:
-        raise ValueError(
-            f"{args.csv_path}: expected a column {args.csv_column!r}, found {', '.join(table)}; see --csv_column"
-        )
+    table = read_table(args.csv_path, args.csv_column, advice="see --csv_column")
     return list(dict.fromkeys(table[args.csv_column]))
 
 

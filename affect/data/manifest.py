@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from affect.core.schema import Clip, check_name
 from affect.data.config import DatasetConfig
 from affect.data.known_datasets import KNOWN_DATASETS, Column, KnownDataset, dataset_name, known_dataset
-from affect.data.npz_corpus import read_npz
+from affect.data.npz_corpus import read_corpus
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,30 +27,43 @@ UNSPLIT = ("train", "test")
 """Splits that a table without a split column counts as."""
 
 _BETWEEN = re.compile("['\",]")
-_ENCODINGS = ("utf-8-sig", "cp1252")
-"""Tried in turn: some public tables hold Windows quotes."""
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
-    """Return a CSV (or, for `.tsv`, tab-separated) table as strings; empty cells are ''.
+def read_table(
+    path: str | Path, *columns: str, advice: str = "name another table", expected: str = "a table with one row a clip"
+) -> pd.DataFrame:
+    """Return a table (CSV; tab-separated where it ends in `.tsv`; a workbook, `.xlsx`) as strings; empty cells are ''.
 
-    Raises ValueError when the file is missing, empty or no table.
+    Raises ValueError when the file is missing, empty or no table, or lacks one of the columns: `expected` says what
+    should be there, `advice` what to do.
     """
     import pandas as pd  # slow to import, and only tables need it
 
     path = Path(path)
-    separator = "\t" if path.suffix == ".tsv" else ","
-    for encoding in _ENCODINGS:
-        try:
-            table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding=encoding)
-        except UnicodeDecodeError:
-            continue
-        except FileNotFoundError:
-            raise ValueError(f"{path}: no such file; expected a table with one row a clip") from None
-        except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-            raise ValueError(f"{path}: expected a table with a header and one row a clip ({error})") from None
-        return table.rename(columns=str.strip)
-    raise ValueError(f"{path}: expected UTF-8 text")
+    if not path.exists():
+        raise ValueError(f"{path}: no such file; expected {expected}")
+    given: dict[str, Any] = {"dtype": str, "keep_default_na": False}
+    try:
+        if path.suffix == ".xlsx":
+            table = pd.read_excel(path, **given)
+        else:
+            given["sep"] = "\t" if path.suffix == ".tsv" else ","
+            try:
+                table = pd.read_csv(path, encoding="utf-8-sig", **given)
+            except UnicodeDecodeError:  # some public tables hold Windows quotes
+                table = pd.read_csv(path, encoding="cp1252", **given)
+    except Exception as error:  # the reader of a broken workbook raises whatever its zip and XML parsers do
+        raise ValueError(f"{path}: expected a table with a header, found a file that is none ({error})") from None
+    table = table.rename(columns=lambda name: str(name).strip())
+    if missing := [column for column in columns if column not in table]:
+        raise ValueError(f"{path}: expected a column {missing[0]!r}, found {', '.join(table) or 'none'}; {advice}")
+    return table
+
+
+def require_once(names: Iterable[str], path: str | Path) -> None:
+    """Raise ValueError when a clip is there twice."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{path}: expected each clip once, found {twice[0]!r} several times; correct the file")
 
 
 def parse_labels(value: Any) -> tuple[str, ...]:
@@ -102,16 +116,9 @@ def read_manifest(dataset: str, config: DatasetConfig, split: str | None = None)
 
 def _read_table_of_clips(dataset: str, config: DatasetConfig, split: str | None) -> Manifest:
     path = config.csv_path
-    table = read_table(path)
-    if config.csv_column not in table:
-        raise ValueError(
-            f"{path}: expected a column {config.csv_column!r} with clip names, found {', '.join(table)}; "
-            f"name the right one in datasets.{dataset}.csv_column"
-        )
-    names = table[config.csv_column]
-    doubled = names[names.duplicated()].unique()
-    if len(doubled):
-        raise ValueError(f"{path}: expected each clip once, found {doubled[0]!r} several times")
+    advice = f"name the one with the clips' names in datasets.{dataset}.csv_column"
+    table = read_table(path, config.csv_column, advice=advice)
+    require_once(table[config.csv_column], path)
     if split is not None:
         table = _rows_of_split(table, config, split)
     known = known_dataset(dataset)
@@ -179,24 +186,11 @@ def _read_column(dataset: str, folder: Path, column: Column) -> dict[str, Any]:
             "csv_path to a table of clips"
         )
     if column.corpus:
-        corpora = read_npz(path)
-        corpus = corpora.get(column.corpus)
-        if not isinstance(corpus, dict):
-            raise ValueError(
-                f"{path}: expected {column.corpus}, found {', '.join(corpora) or 'nothing'}; choose such a split"
-            )
-        lacking = [name for name, clip in corpus.items() if not isinstance(clip, dict) or column.key not in clip]
-        if lacking:
-            raise ValueError(f"{path}: {column.corpus}: expected {column.key!r} of every clip, {lacking[0]!r} has none")
-        return {str(name): clip[column.key] for name, clip in corpus.items()}
-    table = read_table(path)
-    for needed in ("name", column.key):
-        if needed not in table:
-            raise ValueError(f"{path}: expected a column {needed!r}, found {', '.join(table)}")
-    table = table[["name", column.key]].drop_duplicates() if column.key != "name" else table[["name"]]
-    doubled = table["name"][table["name"].duplicated()]
-    if len(doubled):
-        raise ValueError(f"{path}: expected each clip once, found {doubled.iloc[0]!r} several times")
+        return read_corpus(path, column.key, {column.corpus: ".*"})
+    columns = list(dict.fromkeys(["name", column.key]))
+    table = read_table(path, *columns)[columns]
+    table = table.drop_duplicates() if column.key != "name" else table
+    require_once(table["name"], path)
     return dict(zip(table["name"], table[column.key], strict=True))
 
 

@@ -12,7 +12,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,6 +41,25 @@ def read_npz(path: str | Path) -> dict[str, Any]:
         reason = " ".join(str(error).split()) or "it is cut off"
         raise ValueError(f"{path}: expected an .npz file of plain values, but {reason}; get it anew") from None
     return content
+
+
+def read_corpus(path: str | Path, key: str, corpora: Mapping[str, str]) -> dict[str, Any]:
+    """Return clip -> its value `key` in the first of some corpora that a label file has.
+
+    corpora: name of a corpus -> pattern of the clips that count. Raises ValueError when the file has none of them, or
+    not that value of every clip.
+    """
+    content = read_npz(path)
+    name = next((name for name in corpora if isinstance(content.get(name), dict)), None)
+    if name is None:
+        raise ValueError(
+            f"{path}: expected {' or '.join(corpora)} with {key!r} of every clip, found "
+            f"{', '.join(content) or 'nothing'}; name a file, or choose a split, that is there"
+        )
+    for clip, told in content[name].items():
+        if not isinstance(told, dict) or key not in told:
+            raise ValueError(f"{path}: {name}: expected {key!r} of every clip, {clip!r} has none")
+    return {str(clip): told[key] for clip, told in content[name].items() if re.fullmatch(corpora[name], str(clip))}
 
 
 def _read_array(handle: Any) -> Any:

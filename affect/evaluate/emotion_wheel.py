@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 
+from affect.data.manifest import read_table
 from affect.evaluate.answers import split_labels
 from affect.evaluate.errors import LabelError, require_names
-from affect.evaluate.tally import Tally
+from affect.evaluate.tally import Score, Tally
 
 WHEELS = (1, 2, 3, 4, 5)
 LEVELS = (1, 2)
@@ -76,14 +77,6 @@ class EmotionWheels:
         words = (word.lower().strip() for answer in answers for word in split_labels(answer))
         return Counter(word for word in words if word not in self.clusters[1])
 
-    def base_name(self, form: str) -> str | None:
-        """Return the first name of a form, or None for an unknown word."""
-        return next(iter(self.names.get(form, ())), None)
-
-    def wheel_word(self, form: str) -> str | None:
-        """Return the first word of the wheels for a form's first name, or None for an unknown word."""
-        return next(iter(self.wheel_words.get(self.base_name(form) or "", ())), None)
-
 
 def read_wheels(folder: str | Path) -> EmotionWheels:
     """Return the tables of a folder with format.csv, synonym.xlsx and wheel1.xlsx to wheel5.xlsx.
@@ -112,23 +105,11 @@ def read_wheels(folder: str | Path) -> EmotionWheels:
 
 def _read(path: Path, columns: list[str]) -> list[tuple[str, ...]]:
     """Return the rows of a table as strings, empty cells as ''."""
-    if not path.is_file():
-        raise ValueError(
-            f"{path}: no such file; expected the emotion wheel tables (format.csv, synonym.xlsx, wheel1.xlsx to "
-            "wheel5.xlsx) in one folder, so name that folder"
-        )
-    import pandas as pd
-
-    read = pd.read_csv if path.suffix == ".csv" else pd.read_excel
-    try:
-        table = read(path, dtype=str, keep_default_na=False)
-    except Exception as error:  # the reader of a broken workbook raises whatever its zip and XML parsers do
-        raise ValueError(f"{path}: expected a table, found a file that is none ({error}); get it anew") from None
-    if missing := [column for column in columns if column not in table]:
-        raise ValueError(
-            f"{path}: expected a column {missing[0]!r}, found {', '.join(map(str, table.columns)) or 'none'}; "
-            "get the table anew"
-        )
+    expected = (
+        "the emotion wheel tables (format.csv, synonym.xlsx, wheel1.xlsx to wheel5.xlsx) in one folder, so name "
+        "that folder"
+    )
+    table = read_table(path, *columns, advice="get the table anew", expected=expected)
     return list(table[columns].itertuples(index=False, name=None))
 
 
@@ -157,31 +138,13 @@ def _plain(word: str) -> str:
     return word.lower().strip()
 
 
-@dataclass(frozen=True)
-class WheelScore:
-    """The scores of one wheel, by name, and the number of clips that they are means over."""
-
-    scores: dict[str, float]
-    n: int
-
-
-@dataclass(frozen=True)
-class WheelScores:
-    """Scores averaged over the five wheels, those of each wheel, and what they were made of."""
-
-    means: dict[str, float]
-    per_wheel: list[WheelScore]
-    tally: Tally
-    """Of the first score, to draw clips anew."""
-
-
 def ew_scores(
     truth: Mapping[str, Any],
     answers: Mapping[str, Any],
     wheels: EmotionWheels,
     level: int = 1,
     names: Collection[str] | None = None,
-) -> WheelScores:
+) -> Score:
     """Return fscore, precision and recall of open-vocabulary answers.
 
     truth and answers: name -> labels, as `split_labels` reads them; names: clips to score (default: all of
@@ -196,7 +159,7 @@ def ew_scores(
     return _wheel_scores(truth, answers, wheels, shares, _ew_of_sums, parts, level, names)
 
 
-def hit_scores(truth: Mapping[str, Any], answers: Mapping[str, Any], wheels: EmotionWheels) -> WheelScores:
+def hit_scores(truth: Mapping[str, Any], answers: Mapping[str, Any], wheels: EmotionWheels) -> Score:
     """Return hitrate and mscore of answers to clips that have one label of a fixed list each.
 
     hitrate: shared level-1 clusters (one at most where a clip has one label); it does not punish long answers.
@@ -231,7 +194,7 @@ def _wheel_scores(
     what: tuple[str, ...],
     level: int = 1,
     names: Collection[str] | None = None,
-) -> WheelScores:
+) -> Score:
     """Return the scores `what` that `of_sums` makes of what each clip adds on each wheel.
 
     parts_of: clusters of labels and of the answer, and the wheel's index -> two numbers to be summed.
@@ -250,12 +213,14 @@ def _wheel_scores(
         return of_sums(sums.reshape(*sums.shape[:-1], len(WHEELS), 3))[0].mean(axis=-1)
 
     by_wheel = dict(zip(what, of_sums(counts.sum(axis=0)), strict=True))
+    kept = counts[..., -1].sum(axis=0).astype(int).tolist()
     per_wheel = [
-        WheelScore({key: float(values[j]) for key, values in by_wheel.items()}, int(kept))
-        for j, kept in enumerate(counts[..., -1].sum(axis=0))
+        {"wheel": wheel, **{key: float(values[j]) for key, values in by_wheel.items()}, "n": kept[j]}
+        for j, wheel in enumerate(WHEELS)
     ]
     means = {key: float(values.mean()) for key, values in by_wheel.items()}
-    return WheelScores(means, per_wheel, Tally(chosen, counts.reshape(len(chosen), 3 * len(WHEELS)), first))
+    tally = Tally(chosen, counts.reshape(len(chosen), 3 * len(WHEELS)), first)
+    return Score(means, len(chosen), len(chosen), tally, per_wheel)
 
 
 def _clusters_of(name: str, table: Mapping[str, Any], wheels: EmotionWheels, level: int) -> list[Clusters]:

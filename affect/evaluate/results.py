@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from affect.core.files import atomic_write
 from affect.data.known_datasets import KNOWN_DATASETS
+from affect.data.manifest import require_once
 from affect.data.npz_corpus import read_npz
 from affect.evaluate.answers import split_labels
 from affect.evaluate.errors import NothingToScoreError
@@ -69,8 +69,7 @@ def read_answers(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if path.suffix == ".jsonl":
         records = read_records(path, "name", "answer")
-        if twice := [name for name, count in Counter(record["name"] for record in records).items() if count > 1]:
-            raise ValueError(f"{path}: expected each clip once, found {twice[0]!r} several times; correct the file")
+        require_once((record["name"] for record in records), path)
         return {record["name"]: record["answer"] for record in records}
     if path.suffix != ".npz":
         content = read_object(path)
@@ -112,36 +111,38 @@ def read_labels(path: str | Path, vocabulary: Vocabulary) -> Labelled:
 
     Files that hold labels are taken as they are: JSON objects, and what a model found.
     """
-    path = Path(path)
-    if path.suffix == ".json" or "-openset" in path.name:
-        return Labelled(read_answers(path), _source(path, "as given"))
-    if kept := _kept(path):
-        return Labelled(read_answers(kept), _source(kept, f"as given in {kept.name}"))
-    texts = read_answers(path)
-    labels = {name: vocabulary.find(text) if isinstance(text, str) else text for name, text in texts.items()}
+    if given := _given(Path(path)):
+        return given
+    labels = {
+        name: vocabulary.find(said) if isinstance(said, str) else said for name, said in read_answers(path).items()
+    }
     return Labelled(labels, "wheel vocabulary")
 
 
-def read_sentiments(path: str | Path, vocabulary: Vocabulary) -> Labelled:
-    """Return the sentiment words of a file of answers: a model's, if kept beside it, else those of its labels."""
-    path = Path(path)
-    if kept := _kept(path, sentiment=True):
-        return Labelled(read_answers(kept), _source(kept, f"as given in {kept.name}"))
+def read_sentiments(path: str | Path, vocabulary: Vocabulary | None) -> Labelled:
+    """Return the sentiment words of a file of answers: its own or a model's, if kept beside it, or those of its labels.
+
+    vocabulary: where texts and labels become sentiments by the wheels (raises ValueError where it is needed).
+    """
+    if given := _given(Path(path), sentiment=True):
+        return given
+    if vocabulary is None:
+        raise ValueError(f"{path}: texts become sentiments by the emotion wheels: expected --wheels with a folder")
     labelled = read_labels(path, vocabulary)
     sentiments = {name: vocabulary.sentiment(split_labels(labels)) for name, labels in labelled.answers.items()}
     return Labelled(sentiments, f"{labelled.source}, sentiment by the first wheel")
 
 
-def _kept(path: Path, sentiment: bool = False) -> Path | None:
-    """Return the file of what a model found in a file of answers, ours or the published scorer's, if there is one."""
+def _given(path: Path, sentiment: bool = False) -> Labelled | None:
+    """Return what was found in texts already: the file's own content where it holds none, or what is kept beside it."""
     ours = labels_path(path, sentiment)
-    return next((kept for kept in (ours, ours.with_suffix(".npz")) if kept.is_file()), None)
-
-
-def _source(path: Path, otherwise: str) -> str:
-    """Return what a file of labels says of its origin."""
-    said = read_object(path).get("labels_from") if path.suffix == ".json" else None
-    return said if isinstance(said, str) else otherwise
+    own = path.suffix == ".json" or ("-sentiment" if sentiment else "-openset") in path.name
+    kept = path if own else next((file for file in (ours, ours.with_suffix(".npz")) if file.is_file()), None)
+    if kept is None:
+        return None
+    said = read_object(kept).get("labels_from") if kept.suffix == ".json" else None
+    otherwise = "as given" if own else f"as given in {kept.name}"
+    return Labelled(read_answers(kept), said if isinstance(said, str) else otherwise)
 
 
 def epoch_of(checkpoint: str) -> int:

@@ -7,7 +7,6 @@ and "neutral" included, does not; a valence of NaN stays in and is not positive,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -15,24 +14,13 @@ import numpy as np
 
 from affect.data.known_datasets import POSITIVE
 from affect.evaluate.errors import LabelError, NothingToScoreError, require_names
-from affect.evaluate.tally import Tally
+from affect.evaluate.tally import Score, Tally
 
 
-@dataclass(frozen=True)
-class SentimentScores:
-    """Scores of the binary question, the number of clips with a valence other than 0, and what they were made of."""
+def sentiment_scores(truth: Mapping[str, float], answers: Mapping[str, Any]) -> Score:
+    """Return waf (F1 of both classes, weighted by their clips; 0 where one is neither there nor answered) and acc.
 
-    waf: float
-    """F1 of the two classes, weighted by their clips (0 where a class is neither there nor answered)."""
-    acc: float
-    n: int
-    tally: Tally
-    """Of `waf`, to draw clips anew."""
-
-
-def sentiment_scores(truth: Mapping[str, float], answers: Mapping[str, Any]) -> SentimentScores:
-    """Return weighted F1 and accuracy of name -> "positive" / "negative" / "neutral" against name -> valence.
-
+    answers: name -> "positive" / "negative" / "neutral"; truth: name -> valence; n: clips whose valence is not 0.
     Raises MissingNamesError, LabelError for a valence that is no number, NothingToScoreError when no valence
     differs from 0.
     """
@@ -46,13 +34,9 @@ def sentiment_scores(truth: Mapping[str, float], answers: Mapping[str, Any]) -> 
     true = np.array([truth[name] > 0 for name in names])
     found = np.array([answers[name] == POSITIVE for name in names])
     counts = np.stack([true & found, ~true & found, true & ~found, ~true & ~found], axis=1).astype(float)
-    sums = counts.sum(axis=0)
-    return SentimentScores(
-        waf=float(_waf_of_sums(sums)),
-        acc=float((sums[0] + sums[3]) / len(names)),
-        n=len(names),
-        tally=Tally(names, counts, _waf_of_sums),
-    )
+    tally = Tally(names, counts, _waf_of_sums)
+    acc = float((counts[:, 0] + counts[:, 3]).sum() / len(names))
+    return Score({"waf": tally.value, "acc": acc}, len(names), len(truth), tally)
 
 
 def _waf_of_sums(sums: np.ndarray) -> np.ndarray:

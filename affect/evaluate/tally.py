@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -36,14 +37,43 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class Score:
+    """The scores of answers to one test set."""
+
+    values: dict[str, float]
+    """The first one counts in the benchmark: hitrate, waf or fscore."""
+    n: int
+    """Clips that count; each wheel may leave out more."""
+    clips: int
+    """Clips of the test set."""
+    tally: Tally
+    """Of the first score, to draw clips anew."""
+    per_wheel: list[dict[str, Any]] = field(default_factory=list)
+    """Of each wheel its number, its scores, and the n clips that they are means over."""
+    labels_from: str = ""
+
+    @property
+    def metric(self) -> str:
+        """Name of the score that counts."""
+        return next(iter(self.values))
+
+    @property
+    def first(self) -> float:
+        """The score that counts."""
+        return self.values[self.metric]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A score of two systems on the same clips."""
 
     first: float
     second: float
+    difference: float
+    """first - second."""
     low: float
     high: float
-    """Interval of the difference first - second."""
+    """Interval of the difference."""
     p: float
     """Chance of so large a difference, either way, between two systems that do not differ."""
 
@@ -69,13 +99,12 @@ def compare(first: Sequence[Tally], second: Sequence[Tally], draws: int, seed: i
     pairs = list(zip(first, second, strict=True))
     if any(a.names != b.names for a, b in pairs):
         raise ValueError("two systems are compared on the same clips: expected the same names in both, found others")
-    values = [float(np.mean([tally.value for tally in tallies])) for tallies in (first, second)]
+    one, other = (float(np.mean([tally.value for tally in tallies])) for tallies in (first, second))
     rng = np.random.default_rng(seed)
     swapped = np.mean([_swapped(rng, draws, a, b) for a, b in pairs], axis=0)
-    difference = abs(values[0] - values[1])
-    as_large = np.sum(np.abs(swapped) >= difference - 1e-12)
-    p = float((1 + as_large) / (1 + draws)) if difference == difference else float("nan")
-    return Comparison(*values, *interval(_resampled(pairs, draws, seed)), p)
+    as_large = np.sum(np.abs(swapped) >= abs(one - other) - 1e-12)
+    p = float((1 + as_large) / (1 + draws)) if one - other == one - other else float("nan")
+    return Comparison(one, other, one - other, *interval(_resampled(pairs, draws, seed)), p)
 
 
 def _resampled(sets: Sequence[Sequence[Tally]], draws: int, seed: int) -> np.ndarray:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from affect.data.known_datasets import KNOWN_DATASETS, KnownDataset, Task
 from affect.data.manifest import read_table
-from affect.data.npz_corpus import read_npz
+from affect.data.npz_corpus import read_corpus
 from affect.evaluate.answers import split_labels
 from affect.evaluate.errors import LabelError, clips_have
 from affect.evaluate.results import read_object, read_records
 
 BENCHMARK: dict[str, KnownDataset] = {known.benchmark: known for known in KNOWN_DATASETS.values() if known.benchmark}
 """Test sets of MER-UniBench by name, in the order of the published tables."""
-_CORPORA = ("test1_corpus", "test_corpus", "whole_corpus")
+_CORPORA = dict.fromkeys(("test1_corpus", "test_corpus"), ".*") | {
+    "whole_corpus": KNOWN_DATASETS["iemocap"].splits["test"].only
+}
+"""Corpus -> pattern of the clips that are tested; only IEMOCAP keeps all of its clips in one corpus."""
 _ALSO = {
     other: known.benchmark
     for name, known in KNOWN_DATASETS.items()
@@ -83,21 +85,9 @@ def _read_labels(path: Path, task: Task) -> dict[str, Any]:
     if path.suffix == ".jsonl":
         return {record["name"]: record["labels"] for record in read_records(path, "name", "labels")}
     if path.suffix == ".csv":
-        rows = read_table(path)
-        if not {"name", "openset"} <= set(rows):
-            raise ValueError(f"{path}: expected columns name and openset, found {', '.join(rows)}; name another table")
+        rows = read_table(path, "name", "openset")
         labels = (", ".join(split_labels(cell) or ["neutral"]) for cell in rows["openset"])
         return dict(zip(rows["name"], labels, strict=True))
     if path.suffix != ".npz":
         return read_object(path)
-    corpora, key = read_npz(path), "val" if task == Task.SENTIMENT else "emo"
-    name = next((name for name in _CORPORA if name in corpora), "")
-    corpus = corpora.get(name)
-    if not isinstance(corpus, dict) or not all(isinstance(clip, dict) and key in clip for clip in corpus.values()):
-        raise ValueError(
-            f"{path}: expected test1_corpus, test_corpus or whole_corpus with {key!r} for each clip, found "
-            f"{', '.join(corpora)}; name the label file of a test set"
-        )
-    # only IEMOCAP keeps all of its clips in one corpus
-    tested = KNOWN_DATASETS["iemocap"].splits["test"].only if name == "whole_corpus" else ".*"
-    return {clip: told[key] for clip, told in corpus.items() if re.fullmatch(tested, clip)}
+    return read_corpus(path, "val" if task == Task.SENTIMENT else "emo", _CORPORA)

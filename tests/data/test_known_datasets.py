@@ -144,7 +144,7 @@ def test_what_is_not_scored_is_for_training():
     [
         ("mercaptionplus", "test", "data set mercaptionplus has no split 'test': expected one of train"),
         ("mer2025ov", "train", "expected one of test, candidates"),
-        ("meld", "val", r"label\.npz: expected val_corpus, found train_corpus, test_corpus"),
+        ("meld", "val", r"label\.npz: expected val_corpus with 'emo' of every clip, found train_corpus, test_corpus"),
         ("mer2023", None, "has no split None: expected one of train, test"),
     ],
 )

@@ -35,22 +35,28 @@ def test_a_form_reaches_its_cluster_over_name_and_synonym(small_wheels):
 
 def test_a_clip_unknown_to_one_wheel_is_left_out_there_only(small_wheels):
     scores = ew_scores({"a": "[anger]", "b": "[joy]"}, {"a": "[anger]", "b": "[anger, joy]"}, small_wheels)
-    assert [each.n for each in scores.per_wheel] == [2, 2, 2, 2, 1]
-    assert scores.per_wheel[0].scores == {"fscore": pytest.approx(1.5 / 1.75), "precision": 0.75, "recall": 1}
-    assert scores.per_wheel[4].scores["precision"] == 1
+    assert [each["n"] for each in scores.per_wheel] == [2, 2, 2, 2, 1]
+    assert scores.per_wheel[0] == {
+        "wheel": 1,
+        "fscore": pytest.approx(1.5 / 1.75),
+        "precision": 0.75,
+        "recall": 1,
+        "n": 2,
+    }
+    assert scores.per_wheel[4]["precision"] == 1
 
 
 def test_f_is_made_of_mean_precision_and_recall_of_a_wheel(small_wheels):
     truth = {"a": "[joy]", "b": "[joy, anger]"}
     scores = ew_scores(truth, {"a": "[joy, anger]", "b": "[joy]"}, small_wheels)
-    assert scores.per_wheel[0].scores == {"fscore": 0.75, "precision": 0.75, "recall": 0.75}
+    assert scores.per_wheel[0] == {"wheel": 1, "fscore": 0.75, "precision": 0.75, "recall": 0.75, "n": 2}
 
 
 def test_long_answers_lower_precision_but_not_the_hit_rate(small_wheels):
     truth = {"a": "joy", "b": "anger"}
     everything = dict.fromkeys(truth, "[joy, anger, loneliness]")
-    assert hit_scores(truth, everything, small_wheels).means["hitrate"] == 1
-    assert ew_scores(truth, everything, small_wheels).means["precision"] < 0.5
+    assert hit_scores(truth, everything, small_wheels).values["hitrate"] == 1
+    assert ew_scores(truth, everything, small_wheels).values["precision"] < 0.5
 
 
 def test_unknown_words_are_counted_in_lower_case(small_wheels):
@@ -79,7 +85,7 @@ def test_a_bad_answer_is_named_by_its_clip(small_wheels):
 
 
 def test_nothing_to_score_is_nan_and_no_error(small_wheels):
-    assert all(math.isnan(value) for value in ew_scores({}, {}, small_wheels).means.values())
+    assert all(math.isnan(value) for value in ew_scores({}, {}, small_wheels).values.values())
 
 
 @pytest.mark.parametrize("name", ["format.csv", "synonym.xlsx", "wheel3.xlsx"])

@@ -11,14 +11,14 @@ def test_weighted_f1_is_that_of_the_usual_library():
     names = [name for name, valence in truth.items() if valence]
     true, found = [truth[name] > 0 for name in names], [answers[name] == "positive" for name in names]
     scores = sentiment_scores(truth, answers)
-    assert scores.waf == pytest.approx(f1_score(true, found, average="weighted"), abs=1e-12)
-    assert scores.acc == pytest.approx(accuracy_score(true, found), abs=1e-12)
+    assert scores.values["waf"] == pytest.approx(f1_score(true, found, average="weighted"), abs=1e-12)
+    assert scores.values["acc"] == pytest.approx(accuracy_score(true, found), abs=1e-12)
     assert scores.n == len(names) < len(truth)
 
 
 def test_a_valence_of_nan_stays_in_and_is_not_positive():
     scores = sentiment_scores({"a": float("nan"), "b": 1.0}, {"a": "positive", "b": "positive"})
-    assert (scores.acc, scores.n) == (0.5, 2)
+    assert (scores.values["acc"], scores.n) == (0.5, 2)
 
 
 @pytest.mark.parametrize("valence", ["0.4", None, True, [1]])
