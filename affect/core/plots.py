@@ -83,6 +83,8 @@ def draw_lines(
     for name, place in (level or {}).items():
         axes.axhline(place, color="tab:gray", linestyle="--", label=name)
     axes.set(**settings)
+    if settings.get("xlabel") == "epoch":
+        whole_numbers(axes)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[1]:
         axes.legend()

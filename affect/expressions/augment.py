@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -42,7 +41,9 @@ class Augmentation:
         The same seed gives the same picture; the random states of the process stay as they are.
         """
         size = self._spec.size
-        with _own_randomness(seed):
+        own = int(np.random.SeedSequence(tuple(seed)).generate_state(1, np.uint64)[0] >> 1)
+        with torch.random.fork_rng(devices=[]):  # torch.manual_seed would seed the GPU's, too, and dropout reads that
+            torch.default_generator.manual_seed(own)
             pixels = as_tensor(image)
             if self._crop:
                 pixels = _random_crop(pixels, 1 - self._crop)
@@ -60,18 +61,3 @@ def _random_crop(pixels: Tensor, least: float) -> Tensor:
     first_row = int(top * (pixels.shape[1] - height + 1))
     first_column = int(left * (pixels.shape[2] - width + 1))
     return pixels[:, first_row : first_row + height, first_column : first_column + width]
-
-
-@contextmanager
-def _own_randomness(seed: Sequence[int]) -> Iterator[None]:
-    """Give the block torch's random numbers of a seed; the state from before is back after it.
-
-    Only the CPU's generator is touched: torch.manual_seed would seed the GPU's, too, and dropout reads that.
-    """
-    generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(int(np.random.SeedSequence(tuple(seed)).generate_state(1, np.uint64)[0] >> 1))
-    try:
-        yield
-    finally:
-        generator.set_state(before)

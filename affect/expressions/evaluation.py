@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from affect.core.failures import Failure
-from affect.engine.stop import StopRequest, ignore_sigterm
-from affect.expressions.image_set import ImageSet, Readable, collate_readable, tracked
+from affect.engine.stop import StopRequest
+from affect.expressions.image_set import ImageSet, Readable, loader_of, tracked
 from affect.expressions.predict import probabilities_of
 
 
@@ -50,14 +49,7 @@ def evaluate(
     asked to stop it looks at no more images.
     """
     device = torch.device(device)
-    loader = DataLoader(
-        Readable(image_set),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=collate_readable,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_sigterm,
-    )
+    loader = loader_of(Readable(image_set), num_workers, device.type, batch_size=batch_size)
     model.eval()
     empty = np.zeros((0, len(image_set.classes)), np.float32)
     parts = [Evaluation([], np.zeros(0, np.int64), empty, empty, math.nan, failures := [])]

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,43 +39,19 @@ Straighten = Callable[[np.ndarray], np.ndarray | None]
 """Picture uint8 RGB [H, W, 3] -> the face in it, upright and square; None where there is none."""
 
 
-@dataclass(frozen=True, eq=False)
-class ImageSet(Dataset[Sample]):
-    """The images of one split."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageSet(Records, Dataset[Sample]):
+    """The images of one split, as a network sees them."""
 
     name: str
     """Of the data set: its known name, or that of its folder or file."""
     split: str
     classes: tuple[str, ...]
     spec: InputSpec
-    records: Records
     augmentation: Augmentation | None = None
     """Changes what a Draw asks for."""
     straighten: Straighten | None = None
     seed: int = 0
-
-    @property
-    def names(self) -> list[str]:
-        """[N] paths below the data's root, or rows of the CSV file."""
-        return self.records.names
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """int64 [N], the strongest class of each image."""
-        return torch.from_numpy(self.records.labels)
-
-    @property
-    def targets(self) -> torch.Tensor:
-        """float32 [N, L]."""
-        return torch.from_numpy(self.records.targets)
-
-    @property
-    def failures(self) -> list[Failure]:
-        """What was found beside the N images when the data was opened, but cannot be used."""
-        return list(self.records.failures)
-
-    def __len__(self) -> int:
-        return len(self.records.names)
 
     def __getitem__(self, visit: Draw | int) -> Sample:
         """Return the plain picture of an index, the augmented one of a Draw (raises ImageError)."""
@@ -87,25 +63,20 @@ class ImageSet(Dataset[Sample]):
             image = self.augmentation(picture, (self.seed, visit.cycle, index))
         else:
             image = to_input(picture, self.spec)
-        return Sample(self.names[index], image, int(self.records.labels[index]), self.targets[index])
+        return Sample(self.names[index], image, int(self.labels[index]), torch.from_numpy(self.targets[index]))
 
     def raw(self, index: int) -> np.ndarray:
         """Return a picture uint8 RGB [H, W, 3], cut out and upright where faces are aligned (raises ImageError)."""
-        source = self.records.source
-        if isinstance(source, Path):
-            picture = read_image(source / self.names[index])
+        if isinstance(self.source, Path):
+            picture = read_image(self.source / self.names[index])
         else:
-            picture = np.repeat(source[index][..., None], 3, axis=2)
+            picture = np.repeat(self.source[index][..., None], 3, axis=2)
         if self.straighten is None:
             return picture
         face = self.straighten(picture)
         if face is None:
             raise NoFaceError(f"{self.names[index]}: expected a face, found none; leave it out or set align off")
         return face
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
-        """Return the set of the images of these places."""
-        return replace(self, records=self.records.take(indices))
 
 
 class NoFaceError(ImageError):
@@ -134,15 +105,22 @@ def open_images(
     else:
         raise ValueError(f"images.data_root: expected a folder of images or a FER2013 CSV file, found no {root}")
     arranged = arrange(parts, config.val_split, config.test_split, config.split_seed, str(root))
-    augmentation = Augmentation(config, spec) if config.augment else None
-    straighten = face_straightener() if config.align else None
-    found = {}
-    for split in SPLITS:
-        if split in arranged and split in splits:
-            changed = augmentation if split == "train" else None
-            name = config.data_type or root.stem
-            found[split] = ImageSet(name, split, names, spec, arranged[split], changed, straighten, seed)
-            _warn_of_missing(found[split])
+    of_split = partial(
+        ImageSet,
+        name=config.data_type or root.stem,
+        classes=names,
+        spec=spec,
+        straighten=face_straightener() if config.align else None,
+        seed=seed,
+    )
+    augmentation = {"train": Augmentation(config, spec)} if config.augment else {}
+    found = {
+        split: of_split(**vars(records), split=split, augmentation=augmentation.get(split))
+        for split, records in arranged.items()
+        if split in splits
+    }
+    for image_set in found.values():
+        _warn_of_missing(image_set)
     if not arranged:
         raise ValueError(f"{root}: expected images of {', '.join(names)}, found none that can be used")
     return found
@@ -171,10 +149,9 @@ def check_images(image_set: ImageSet, workers: int) -> list[Failure]:
 
     Reads every one, in as many processes as are asked for; pixels of a CSV file were checked on opening.
     """
-    if not isinstance(image_set.records.source, Path) and image_set.straighten is None:
+    if not isinstance(image_set.source, Path) and image_set.straighten is None:
         return []
-    looked = Readable(image_set, only_look=True)
-    loader = DataLoader(looked, 32, num_workers=workers, collate_fn=collate_readable, worker_init_fn=ignore_sigterm)
+    loader = loader_of(Readable(image_set, only_look=True), workers, batch_size=32)
     failures = [failure for _, failed in tracked(loader, f"checking {image_set.split}") for failure in failed]
     if failures:
         logger.warning(
@@ -213,6 +190,18 @@ def collate_readable(items: Sequence[Sample | Failure | None]) -> tuple[ImageBat
     return collate(samples) if samples else None, [item for item in items if isinstance(item, Failure)]
 
 
+def loader_of(images: Readable, workers: int, device: str = "cpu", **batches: Any) -> DataLoader:
+    """Return what loads the batches of images that can be read, and failures; `batches` as DataLoader takes them."""
+    return DataLoader(
+        images,
+        num_workers=workers,
+        collate_fn=collate_readable,
+        pin_memory=device == "cuda",
+        worker_init_fn=ignore_sigterm,
+        **batches,
+    )
+
+
 def tracked(items: Iterable[_Item], what: str) -> Iterable[_Item]:
     """Show on a terminal how far a loop has come."""
     console = Console(stderr=True)
@@ -220,7 +209,7 @@ def tracked(items: Iterable[_Item], what: str) -> Iterable[_Item]:
 
 
 def _warn_of_missing(image_set: ImageSet) -> None:
-    counts = np.bincount(image_set.records.labels, minlength=len(image_set.classes))
+    counts = np.bincount(image_set.labels, minlength=len(image_set.classes))
     missing = [name for name, count in zip(image_set.classes, counts, strict=True) if not count]
     if missing:
         logger.warning("%s: %s has no image of %s", image_set.name, image_set.split, ", ".join(missing))

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class Records:
     names: list[str]
     """[N] paths below the data's root, or rows of a CSV file."""
     labels: np.ndarray
-    """int64 [N]."""
+    """int64 [N], the strongest class of each image."""
     targets: np.ndarray
     """float32 [N, L]."""
     source: Path | np.ndarray
@@ -33,12 +34,15 @@ class Records:
     failures: tuple[Failure, ...] = ()
     """What was found but cannot be used; not among the N."""
 
-    def take(self, indices: Sequence[int] | np.ndarray) -> Records:
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Self:
         """Return the images of these places; failures stay."""
         indices = np.asarray(indices, int)
         source = self.source if isinstance(self.source, Path) else self.source[indices]
         names = [self.names[i] for i in indices]
-        return Records(names, self.labels[indices], self.targets[indices], source, self.failures)
+        return replace(self, names=names, labels=self.labels[indices], targets=self.targets[indices], source=source)
 
 
 def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -65,7 +69,7 @@ def arrange(
         else:
             logger.warning("%s: val_split is 0 and there is no val part: test validates, so its scores flatter", where)
             parts["val"] = parts["test"]
-    return {split: parts[split] for split in SPLITS if split in parts and len(parts[split].names)}
+    return {split: parts[split] for split in SPLITS if split in parts and len(parts[split])}
 
 
 def stratified_cut(records: Records, shares: Sequence[float], seed: int) -> list[Records]:
@@ -75,7 +79,7 @@ def stratified_cut(records: Records, shares: Sequence[float], seed: int) -> list
     class of two images or more leaves at least one to the rest, and gives one to a part of a share above 0.
     """
     names = np.array(records.names)
-    part_of = np.full(len(names), len(shares))
+    part_of = np.full(len(records), len(shares))
     for label in np.unique(records.labels):
         members = np.flatnonzero(records.labels == label)
         members = members[np.argsort(names[members])]

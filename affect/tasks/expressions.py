@@ -26,25 +26,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from affect.core.config import ConfigError
 from affect.core.failures import write_failures
 from affect.core.files import write_json
-from affect.core.plots import draw_confusion, new_figure, save_figure, whole_numbers
+from affect.core.plots import draw_confusion, draw_lines
 from affect.data.sampling import StepBatches
 from affect.engine.curves import HD_EVERY, LONG_EPOCH
 from affect.engine.launch import agreed
 from affect.engine.loop import train
 from affect.engine.sharding import whole
-from affect.engine.stop import StopRequest, ignore_sigterm
+from affect.engine.stop import StopRequest
 from affect.engine.task import Size, Watched, Weights
 from affect.expressions.balanced import ClassBalancedBatches
 from affect.expressions.config import FerConfig, FerRunConfig, load_fer_config
 from affect.expressions.evaluation import evaluate, joined
 from affect.expressions.image_files import ImageError
-from affect.expressions.image_set import ImageSet, Readable, check_images, collate_readable, open_images
+from affect.expressions.image_set import ImageSet, Readable, check_images, loader_of, open_images
 from affect.expressions.losses import ExpressionLoss, class_weights
 from affect.expressions.mixing import mix
 from affect.expressions.models import ExpressionModel, build_model, check_settings
@@ -108,27 +107,20 @@ class ExpressionTask:
     def batches(self, first: int, last: int, accelerator: Accelerator) -> Generator[ImageBatch]:
         """Return this process's batches from step `first` to before `last`; an image that cannot be read raises."""
         run, train_set = self.run, self.sets["train"]
-        places = {
-            "batch_size": run.batch_size_train,
-            "seed": run.seed,
-            "first": first * run.gradient_accumulation_steps,
-            "last": last * run.gradient_accumulation_steps,
-            "rank": accelerator.process_index,
-            "world": accelerator.num_processes,
-        }
-        if self.config.images.balanced:
-            sampler = ClassBalancedBatches(labels=train_set.labels.numpy(), **places)
-        else:
-            sampler = StepBatches(size=len(train_set), **places)
-        loader = DataLoader(
-            Readable(train_set),
-            batch_sampler=sampler,
-            num_workers=run.num_workers,
-            collate_fn=collate_readable,
-            pin_memory=accelerator.device.type == "cuda",
-            worker_init_fn=ignore_sigterm,
-            prefetch_factor=4 if run.num_workers else None,
+        order = {"labels": train_set.labels} if self.config.images.balanced else {}
+        sampler = (ClassBalancedBatches if order else StepBatches)(
+            size=len(train_set),
+            batch_size=run.batch_size_train,
+            seed=run.seed,
+            first=first * run.gradient_accumulation_steps,
+            last=last * run.gradient_accumulation_steps,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            **order,
         )
+        ahead = 4 if run.num_workers else None
+        device = accelerator.device.type
+        loader = loader_of(Readable(train_set), run.num_workers, device, batch_sampler=sampler, prefetch_factor=ahead)
         for batch, failures in loader:
             if failures:
                 raise ImageError(f"{failures[0].reason}; set images.check_images to True, and such images are left out")
@@ -286,7 +278,7 @@ def open_sets(
         sets[split] = image_set.take([i for i, name in enumerate(image_set.names) if name not in broken])
         if not len(sets[split]):
             raise ValueError(f"{images.data_root}: none of the {split} images can be read; see failures.csv")
-        counts = np.bincount(sets[split].labels.numpy(), minlength=len(image_set.classes))
+        counts = np.bincount(sets[split].labels, minlength=len(image_set.classes))
         each = ", ".join(f"{name} {count}" for name, count in zip(image_set.classes, counts, strict=True))
         logger.info("%s: %d images of %s (%s)", split, len(sets[split]), image_set.name, each)
     return sets, left_out
@@ -317,7 +309,7 @@ def _left_out(config: FerConfig, sets: dict[str, ImageSet], folder: Path) -> dic
 def build_loss(config: FerConfig, train_set: ImageSet) -> ExpressionLoss:
     """Return the configured loss, its class weights those of the training images."""
     run = config.run
-    weights = class_weights(run.class_weight, train_set.targets, train_set.classes)
+    weights = class_weights(run.class_weight, torch.from_numpy(train_set.targets), train_set.classes)
     if weights is not None and config.images.balanced:
         logger.warning("run.class_weight and images.balanced both favour rare classes; one of the two is enough")
     gamma = run.focal_gamma if run.loss_type == "focal" else 0.0
@@ -333,18 +325,11 @@ def forward_flops(model: nn.Module, spec: InputSpec) -> int:
 
 def draw_scores(path: Path, history: list[dict[str, Any]], score: str) -> Path:
     """Draw accuracy and macro F1 of each epoch, the first one with the best `score` marked; return the path."""
-    figure, axes = new_figure((7, 4.5))
+    keys = [key for key in ("train_acc", "val_acc", "val_exact_match", "val_macro_f1") if key in history[0]]
     epochs = [entry["epoch"] for entry in history]
-    for key in ("train_acc", "val_acc", "val_exact_match", "val_macro_f1"):
-        if key in history[0]:
-            values = [math.nan if entry[key] is None else entry[key] for entry in history]
-            axes.plot(epochs, values, "o-", markersize=3, linewidth=1, label=key)
-    if known := [entry for entry in history if entry[score] is not None]:
-        best = max(known, key=lambda entry: entry[score])
-        label = f"best epoch {best['epoch']}: {best[score]:.1%}"
-        axes.axvline(best["epoch"], color="black", linestyle=":", linewidth=1, label=label)
-    axes.set(xlabel="epoch", ylabel="share", ylim=(0, 1))
-    whole_numbers(axes)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    return save_figure(figure, path)
+    lines = {key: (epochs, [math.nan if entry[key] is None else entry[key] for entry in history]) for key in keys}
+    known = [entry for entry in history if entry[score] is not None]
+    best = max(known, key=lambda entry: entry[score], default=None)
+    marked = {f"best epoch {best['epoch']}: {best[score]:.1%}": best["epoch"]} if best else {}
+    dots = {key: {"marker": "o", "markersize": 3} for key in keys}
+    return draw_lines(path, lines, dots, marked, xlabel="epoch", ylabel="share", ylim=(0, 1))

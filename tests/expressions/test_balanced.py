@@ -11,8 +11,12 @@ from affect.expressions.balanced import ClassBalancedBatches
 LABELS = np.array([0] * 50 + [1] * 7 + [3] * 3)  # nobody has class 2
 
 
+def batches(*args, **kwargs):
+    return ClassBalancedBatches(len(LABELS), *args, labels=LABELS, **kwargs)
+
+
 def draws(*args, **kwargs):
-    return list(chain.from_iterable(ClassBalancedBatches(LABELS, *args, **kwargs)))
+    return list(chain.from_iterable(batches(*args, **kwargs)))
 
 
 def test_every_class_comes_equally_often():
@@ -23,9 +27,7 @@ def test_every_class_comes_equally_often():
 
 
 def test_order_of_classes_is_shuffled():
-    assert (
-        len({tuple(LABELS[draw.index] for draw in batch) for batch in ClassBalancedBatches(LABELS, 3, 0, 0, 40)}) == 6
-    )
+    assert len({tuple(LABELS[draw.index] for draw in batch) for batch in batches(3, 0, 0, 40)}) == 6
 
 
 @pytest.mark.parametrize(("label", "size"), [(0, 50), (1, 7), (3, 3)])
@@ -38,10 +40,10 @@ def test_no_image_comes_again_before_all_of_its_class_came(label, size):
 
 
 def test_resumed_run_goes_on_with_the_same_batches():
-    whole = list(ClassBalancedBatches(LABELS, 8, 1, 0, 20))
-    assert list(ClassBalancedBatches(LABELS, 8, 1, 13, 20)) == whole[13:]
-    assert len(ClassBalancedBatches(LABELS, 8, 1, 13, 20)) == 7
-    assert list(ClassBalancedBatches(LABELS, 8, 2, 0, 20)) != whole
+    whole = list(batches(8, 1, 0, 20))
+    assert list(batches(8, 1, 13, 20)) == whole[13:]
+    assert len(batches(8, 1, 13, 20)) == 7
+    assert list(batches(8, 2, 0, 20)) != whole
 
 
 def test_processes_share_the_row_of_one():
