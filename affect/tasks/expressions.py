@@ -40,7 +40,7 @@ from affect.engine.sharding import whole
 from affect.engine.stop import StopRequest
 from affect.engine.task import Size, Watched, Weights
 from affect.expressions.balanced import ClassBalancedBatches
-from affect.expressions.config import FerConfig, FerRunConfig, load_fer_config
+from affect.expressions.config import FerConfig, load_fer_config
 from affect.expressions.evaluation import evaluate, joined
 from affect.expressions.image_files import ImageError
 from affect.expressions.image_set import ImageSet, Readable, check_images, loader_of, open_images
@@ -87,13 +87,9 @@ class ExpressionTask:
     validates_first = False
 
     def __post_init__(self) -> None:
+        self.run = self.config.run
         self.watched = watched(self.config)
         self.loss_of = build_loss(self.config, self.sets["train"])
-
-    @property
-    def run(self) -> FerRunConfig:
-        """Settings of the run."""
-        return self.config.run
 
     def steps_per_epoch(self, processes: int) -> int:
         """Return how many steps see as many images as there are; the last one goes on with the next cycle's."""
