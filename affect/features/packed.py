@@ -1,12 +1,13 @@
 """Packed features: the .npy files of a data set as records of one LMDB environment, `{root}/{dataset}/packed/data.mdb`.
 
-    NUL               JSON: feature folders with what their sidecars said, and the sum of the CRCs of the keys below
+    NUL               JSON: feature folders with what their sidecars said, and the sum of the hashes of the keys below
     NUL {clip}        where in the file most of the clip's arrays lie, and the folders that they come from
     {clip}/{folder}   the bytes of a .npy file
 
-Every record begins with a checksum of its key and bytes. Arrays were found finite,
+Every record begins with the XXH3 of its key and bytes, and every read checks it. Arrays were found finite,
 floating-point and, for action units, of rows of length 1 when they were packed (`affect.features.packing`), so readers
-need not look again.
+need not look again. The pages of LMDB's tree have no checksum: a file that is cut or has lost its first pages is
+refused when it is opened, but other damage to the tree may end the process.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import json
 import os
 import struct
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import lmdb
 import numpy as np
+from xxhash import xxh3_64_intdigest
 
 from affect.features.arrays import FeatureError, as_rows, parse_npy
 
@@ -196,7 +197,7 @@ def set_clip(txn: lmdb.Transaction, head: Head, name: str, folders: list[str], p
     old = txn.get(key)
     if old:
         place = max(place, _PLACE.unpack_from(old, _SEAL.size), key=itemgetter(1))
-    head.key_sum += zlib.crc32(key) * (bool(folders) - bool(old))
+    head.key_sum += xxh3_64_intdigest(key) * (bool(folders) - bool(old))
     put(txn, key, _PLACE.pack(*place) + "/".join(folders).encode() if folders else b"")
 
 
@@ -217,7 +218,7 @@ def clips(txn: lmdb.Transaction, path: str) -> Iterator[str]:
     for key in map(bytes, cursor.iternext(values=False)):
         if not key.startswith(_CLIPS):
             break
-        left -= zlib.crc32(key)
+        left -= xxh3_64_intdigest(key)
         yield os.fsdecode(key[1:])
     if left:
         raise FeatureError(f"{path}/{DATA}: expected the names that were packed, found others; {_DAMAGED}")
@@ -256,10 +257,4 @@ def sealed(key: bytes, content: bytes | bytearray) -> bytes:
 
 
 def _checksum(key: bytes, content: bytes | bytearray | memoryview) -> int:
-    """CRC-32 of the key, the sum of all 64-bit words and the bytes after the last one.
-
-    The CRC of all bytes would take as long as reading them, the sum takes a third of that.
-    """
-    count = len(content) // 8
-    total = int(np.add.reduce(np.frombuffer(content, np.uint64, count)))
-    return zlib.crc32(total.to_bytes(8, "little") + content[8 * count :], zlib.crc32(key))
+    return xxh3_64_intdigest(content, xxh3_64_intdigest(key))

@@ -144,9 +144,10 @@ def environment(store: FeatureStore) -> Iterator[lmdb.Transaction]:
 
 
 def damaged(record: bytes) -> list[bytes]:
-    """Records with one bit changed, in every place; cut ones; none of its bytes."""
+    """Records with one bit changed, in every place; cut ones; none of its bytes; words that have changed places."""
     flips = [record[:i] + bytes([record[i] ^ 1 << i % 8]) + record[i + 1 :] for i in range(len(record))]
-    return [*flips, record[:-1], record + b"x", record[:5], bytes(len(record))]
+    swapped = record[:-16] + record[-8:] + record[-16:-8]
+    return [*flips, record[:-1], record + b"x", record[:5], bytes(len(record)), swapped]
 
 
 @pytest.mark.parametrize("key", [b"ab/frame_CLIP_8frms", b"z.1/au_TEXT_8frms"])
