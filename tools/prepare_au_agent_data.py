@@ -18,8 +18,9 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, replace
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 
 from rich.console import Console
@@ -71,25 +72,18 @@ _FACE = re.compile(
 
 @dataclass(frozen=True)
 class Record:
-    """One frame: what is asked and what is answered."""
+    """One frame: what is asked and what is answered; or what is left out, and why."""
 
     clip: str
     frame: str
-    input: str
-    output: str
-    labels: Labels = ()
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """Something that is left out."""
-
-    clip: str
-    frame: str
-    reason: str
-    found: str
-    """Words that leak, or what could not be read."""
+    input: str = ""
     text: str = ""
+    """The answer."""
+    labels: Labels = ()
+    reason: str = ""
+    """Why it is left out."""
+    found: str = ""
+    """Words that leak, or what could not be read."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -107,11 +101,12 @@ def main(arguments: list[str] | None = None) -> int:
         raise ValueError(f"{root or args.jsonl[0]}: expected records of clips, found none")
     describe_data(folder / "dataset_info.json")
     val = choose_val(clips, args.val_share, args.seed)
-    dropped = [Dropped(clip, "", MISSING, "") for clip in sorted(labels.keys() - clips)]
+    dropped = [Record(clip, "", reason=MISSING) for clip in sorted(labels.keys() - clips)]
     shown = track(paths, description="AU JSON", console=Console(stderr=True), disable=not paths)
     frames = chain.from_iterable(read_frames(clip, path, labels.get(clip, ())) for clip, path in shown)
     counts = write_data(folder, chain(older, frames), val, dropped)
-    write_csv(folder / "dropped.csv", [field.name for field in fields(Dropped)], map(astuple, dropped))
+    columns = ("clip", "frame", "reason", "found", "text")
+    write_csv(folder / "dropped.csv", columns, map(attrgetter(*columns), dropped))
     print_summary(folder, len(clips) - len(val), len(val), counts, dropped)
     return 1 if args.strict and counts[LEAK] + counts[UNREADABLE] else 0
 
@@ -148,27 +143,27 @@ def read_label_table(path: Path, name_column: str, label_columns: list[str]) -> 
     return labels
 
 
-def read_frames(clip: str, path: Path, labels: Labels) -> Iterator[Record | Dropped]:
+def read_frames(clip: str, path: Path, labels: Labels) -> Iterator[Record]:
     """Yield the described frames of a clip's AU JSON."""
     try:
         analysis = read_au_json(path)
     except (OSError, ValueError) as error:
-        yield Dropped(clip, "", UNREADABLE, str(error))
+        yield Record(clip, "", reason=UNREADABLE, found=str(error))
         return
     frames = {frame.get("frame"): frame for frame in analysis.per_frame_au_descriptions}
     numbers = sorted(analysis.summary_description or analysis.fine_grained_descriptions, key=int)
     if not numbers:
-        yield Dropped(clip, "", UNDESCRIBED, "")
+        yield Record(clip, "", reason=UNDESCRIBED)
     for number, sentence in zip(numbers, sentences(analysis), strict=True):
         try:
             if int(number) not in frames:
                 raise ValueError("the frame has no action units")
             yield Record(clip, number, frame_input(active_aus(frames[int(number)])), sentence, labels)
         except ValueError as error:
-            yield Dropped(clip, number, UNREADABLE, str(error), sentence)
+            yield Record(clip, number, text=sentence, reason=UNREADABLE, found=str(error))
 
 
-def convert(path: Path) -> Iterator[Record | Dropped]:
+def convert(path: Path) -> Iterator[Record]:
     """Yield the records of JSON lines whose inputs end in `AU descriptions: ...`, without their line of emotions.
 
     They do not name their clips; but all frames of a clip have the same emotions, so these stand for the clip.
@@ -185,7 +180,8 @@ def convert(path: Path) -> Iterator[Record | Dropped]:
                 described = described.strip().removesuffix("none")
                 asked = frame_input(parse_au_description(described))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                yield Dropped(where, where, UNREADABLE, f"expected instruction, input, output ({error})", line.strip())
+                found = f"expected instruction, input, output ({error})"
+                yield Record(where, where, text=line.strip(), reason=UNREADABLE, found=found)
                 continue
             emotions = re.match(r"Emotion:(.*)", head)
             labels = parse_labels(emotions[1]) if emotions else ()
@@ -198,21 +194,18 @@ def choose_val(clips: Collection[str], share: float, seed: int) -> frozenset[str
     return frozenset(sorted(clips, key=lambda clip: hashlib.sha256(f"{seed}:{clip}".encode()).digest())[:count])
 
 
-def write_data(
-    folder: Path, entries: Iterable[Record | Dropped], val: Collection[str], dropped: list[Dropped]
-) -> Counter[str]:
+def write_data(folder: Path, records: Iterable[Record], val: Collection[str], dropped: list[Record]) -> Counter[str]:
     """Write the records that are fit for it, add the others to `dropped`; return records of each set and reason."""
     counts: Counter[str] = Counter(entry.reason for entry in dropped)
     written: set[bytes] = set()
     with ExitStack() as stack:
         files = {name: stack.enter_context(atomic_write(folder / f"{name}.jsonl")) for name in SETS}
-        for given in entries:
-            entry = check(given) if isinstance(given, Record) else given
-            if isinstance(entry, Dropped):
+        for entry in map(check, records):
+            if entry.reason:
                 counts[entry.reason] += 1
                 dropped.append(entry)
                 continue
-            key = hashlib.sha256(f"{entry.input}\n{entry.output}".encode()).digest()
+            key = hashlib.sha256(f"{entry.input}\n{entry.text}".encode()).digest()
             if key in written:
                 counts[REPEATED] += 1
                 continue
@@ -220,17 +213,19 @@ def write_data(
             name = VAL if entry.clip in val else TRAIN
             counts[name] += 1
             # the system turn is the one that the agent gets later
-            record = {"instruction": INSTRUCTION, "input": entry.input, "output": entry.output, "system": SYSTEM}
+            record = {"instruction": INSTRUCTION, "input": entry.input, "output": entry.text, "system": SYSTEM}
             files[name].write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
     return counts
 
 
-def check(record: Record) -> Record | Dropped:
-    """Return a record, or why it is not fit for training."""
-    if found := leaks(record.output, record.labels):
-        return Dropped(record.clip, record.frame, LEAK, ", ".join(found), record.output)
-    if record.output[-1:] not in (*".!?。", '"'):
-        return Dropped(record.clip, record.frame, CUT_OFF, record.output[-20:], record.output)
+def check(record: Record) -> Record:
+    """Return a record, and why where it is not fit for training."""
+    if record.reason:
+        return record
+    if found := leaks(record.text, record.labels):
+        return replace(record, reason=LEAK, found=", ".join(found))
+    if record.text[-1:] not in (*".!?。", '"'):
+        return replace(record, reason=CUT_OFF, found=record.text[-20:])
     return record
 
 
@@ -287,7 +282,7 @@ def describe_data(path: Path) -> None:
     write_json(path, known | {name: {"file_name": f"{name}.jsonl", "columns": COLUMNS} for name in SETS})
 
 
-def print_summary(folder: Path, train: int, val: int, counts: Counter[str], dropped: list[Dropped]) -> None:
+def print_summary(folder: Path, train: int, val: int, counts: Counter[str], dropped: list[Record]) -> None:
     """Print the size of both sets, what was left out and the words that leaked most."""
     table = Table(title=escape(str(folder)), show_header=False)
     for name, clips in zip(SETS, (train, val), strict=True):

@@ -195,41 +195,38 @@ def require_sentences(analysis: AuAnalysis, path: str | Path) -> list[str]:
 
 def _check_parts(path: Path, known: dict[str, Any]) -> None:
     """Raise ValueError, naming the field, where the inside of a known field would break its readers."""
+
+    def require(fine: bool, expected: str) -> None:
+        if not fine:
+            raise ValueError(f"{path}: {expected}; correct it or make the file anew")
+
     for key in ("summary_description", "fine_grained_descriptions"):
         for frame, text in known.get(key, {}).items():
-            if not frame.strip().isdecimal() or not isinstance(text, str):
-                raise ValueError(
-                    f"{path}: {key} must hold frame numbers and texts, found {frame!r}: {_json_type(text)}; "
-                    "correct it or make the file anew"
-                )
-    info = known.get("au_info", {})
-    for key, entries in (
-        ("per_frame_au_descriptions", known.get("per_frame_au_descriptions", [])),
-        ("au_info.peak_frames", info.get("peak_frames", [])),
-    ):
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise ValueError(f"{path}: {key} must be a list of objects, found something else; make the file anew")
-    for frame in known.get("per_frame_au_descriptions", []):
-        active = frame.get("active_aus") or _described_aus(frame.get("au_description"))
-        frame["active_aus"] = active
-        if not isinstance(frame.get("frame", 1), int) or not isinstance(active, dict):
-            raise ValueError(
-                f"{path}: per_frame_au_descriptions must hold whole numbers as frame and objects as active_aus, found "
-                f"{frame.get('frame')!r} and {_json_type(active)}; make the file anew"
-            )
-        if not all(isinstance(value, int | float) for value in active.values()):
-            raise ValueError(f"{path}: active_aus must hold numbers, found something else; make the file anew")
-    if not all(isinstance(peak.get("peak_index"), int) for peak in info.get("peak_frames", [])):
-        raise ValueError(f"{path}: au_info.peak_frames must hold whole numbers peak_index; make the file anew")
-    runs = info.get("frames_without_face", [])
+            fine = frame.strip().isdecimal() and isinstance(text, str)
+            require(fine, f"{key} must hold frame numbers and texts, found {frame!r}: {_json_type(text)}")
+    info, frames = known.get("au_info", {}), known.get("per_frame_au_descriptions", [])
+    peaks, runs = info.get("peak_frames", []), info.get("frames_without_face", [])
+    for key, entries in (("per_frame_au_descriptions", frames), ("au_info.peak_frames", peaks)):
+        fine = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+        require(fine, f"{key} must be a list of objects, found something else")
+    for frame in frames:
+        active = frame["active_aus"] = frame.get("active_aus") or _described_aus(frame.get("au_description"))
+        require(
+            isinstance(frame.get("frame", 1), int) and isinstance(active, dict),
+            "per_frame_au_descriptions must hold whole numbers as frame and objects as active_aus, found "
+            f"{frame.get('frame')!r} and {_json_type(active)}",
+        )
+        numbers = all(isinstance(value, int | float) for value in active.values())
+        require(numbers, "active_aus must hold numbers, found something else")
+    whole = all(isinstance(peak.get("peak_index"), int) for peak in peaks)
+    require(whole, "au_info.peak_frames must hold whole numbers peak_index")
     pairs = isinstance(runs, list) and all(
         isinstance(run, list) and len(run) == 2 and all(isinstance(end, int) for end in run) for run in runs
     )
-    if not pairs or not isinstance(info.get("total_frames", 0), int):
-        raise ValueError(
-            f"{path}: au_info must have a whole number total_frames and [first, last] pairs in frames_without_face; "
-            "make the file anew"
-        )
+    require(
+        pairs and isinstance(info.get("total_frames", 0), int),
+        "au_info must have a whole number total_frames and [first, last] pairs in frames_without_face",
+    )
 
 
 def _described_aus(text: Any) -> dict[str, float]:
