@@ -186,42 +186,38 @@ def grounding_report(args: argparse.Namespace) -> Report:
         "with mentions, all of them right"
     )
     if args.sentences:
-        content = _sentences_grounding(args.sentences, args.at_least)
-        return Report(content, [_grounding_table(content, note)])
-    answers = read_records(args.pred, "name", "dataset", "answer", "streams", "missing", "action_units")
-    if args.au:
-        answers = [answer if answer["action_units"] else _with_units(answer, args.au) for answer in answers]
-    content = _grounding_content(ground_answers(answers, args.at_least))
-    note = f"{note}; absent: texts that speak of a stream the clip lacks"
-    return Report(content, [_grounding_table({"answers": content}, note)])
+        found = _sentences_grounding(args.sentences, args.at_least)
+    else:
+        answers = read_records(args.pred, "name", "dataset", "answer", "streams", "missing", "action_units")
+        if args.au:
+            answers = [answer if answer["action_units"] else _with_units(answer, args.au) for answer in answers]
+        found = {"answers": ground_answers(answers, args.at_least)}
+        note = f"{note}; absent: texts that speak of a stream the clip lacks"
+    contents = {
+        of: {name: getattr(each, name) for name in SHARES}
+        | {**asdict(each), "unfounded": dict(each.unfounded.most_common())}
+        for of, each in found.items()
+    }
+    if args.sentences:  # which say nothing of streams
+        contents = {
+            of: {key: value for key, value in content.items() if not key.startswith("absent")}
+            for of, content in contents.items()
+        }
+    rows = [
+        {"of": of}
+        | {key.removesuffix("_share"): content[key] for key in (*SHARES, "mentions", "texts") if key in content}
+        for of, content in contents.items()
+    ]
+    return Report(contents if args.sentences else contents["answers"], [ResultTable("grounding", rows, note)])
 
 
-def _sentences_grounding(path: Path, at_least: float) -> dict[str, dict[str, Any]]:
+def _sentences_grounding(path: Path, at_least: float) -> dict[str, Grounding]:
     """Return the grounding of the texts of AU records, and that of the templates for the same intensities."""
     records = read_records(path, "input", "output")
     units = [_described_units(record, f"{path}: record {i}") for i, record in enumerate(records, start=1)]
     shown = [{key.removesuffix("_r") for key, value in aus.items() if value >= at_least} for aus in units]
     texts = {"descriptions": [record["output"] for record in records], "templates": map(describe_frame, units)}
-    contents = {of: _grounding_content(ground(zip(each, shown, strict=True))) for of, each in texts.items()}
-    return {
-        of: {key: value for key, value in content.items() if not key.startswith("absent")}
-        for of, content in contents.items()
-    }
-
-
-def _grounding_content(grounding: Grounding) -> dict[str, Any]:
-    """Return a grounding as JSON: its shares, then its counts."""
-    shares = {name: getattr(grounding, name) for name in SHARES}
-    return {**shares, **asdict(grounding), "unfounded": dict(grounding.unfounded.most_common())}
-
-
-def _grounding_table(contents: Mapping[str, Mapping[str, Any]], note: str) -> ResultTable:
-    shown = [*SHARES, "mentions", "texts"]
-    rows = [
-        {"of": of} | {key.removesuffix("_share"): content[key] for key in shown if key in content}
-        for of, content in contents.items()
-    ]
-    return ResultTable("grounding", rows, note)
+    return {of: ground(zip(each, shown, strict=True)) for of, each in texts.items()}
 
 
 def _described_units(record: Mapping[str, Any], where: str) -> dict[str, float]:
