@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from affect.expressions.models.poster_v2 import WindowCrossAttention
+from affect.expressions.models.transformer import Attention
 
 Rule = Literal["conv_linear", "with_norms"]
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
@@ -47,13 +47,13 @@ def count_macs(model: nn.Module, images: Tensor, rule: Rule = "conv_linear") -> 
             total += output.numel() * layer.in_features
         elif rule == "conv_linear":
             return
-        elif isinstance(layer, WindowCrossAttention):
+        elif isinstance(layer, Attention):
             batch, places, _ = output.shape
-            total += batch * layer.heads * places * (3 * places - 1)
+            total += batch * layer.heads * places * (3 * places - 1) if layer.bias is not None else 0
         else:
             total += output.numel() * (4 if isinstance(layer, _NORMS) else 1)
 
-    counted = (nn.Conv2d, nn.Linear, nn.PReLU, WindowCrossAttention, *_NORMS)
+    counted = (nn.Conv2d, nn.Linear, nn.PReLU, Attention, *_NORMS)
     hooks = [layer.register_forward_hook(add) for layer in model.modules() if isinstance(layer, counted)]
     training = model.training
     try:

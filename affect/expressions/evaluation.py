@@ -64,25 +64,17 @@ def evaluate(
     return joined(parts, multi_label)
 
 
-def mean_loss(targets: np.ndarray, probabilities: np.ndarray, multi_label: bool) -> float:
-    """Return the mean cross-entropy of probabilities [N, L] against targets [N, L] in nats; NaN without images."""
-    if not len(targets):
-        return math.nan
-    tiny = np.finfo(np.float32).tiny
-    found, true = probabilities.astype(np.float64), targets.astype(np.float64)
-    losses = -true * np.log(np.maximum(found, tiny))
-    if multi_label:
-        losses -= (1 - true) * np.log(np.maximum(1 - found, tiny))
-        return float(losses.mean())
-    return float(losses.sum(axis=1).mean())
-
-
 def joined(parts: Sequence[Evaluation], multi_label: bool = False) -> Evaluation:
-    """Return the evaluations of the parts of a set as one, in the order of the parts."""
+    """Return the evaluations of the parts of a set as one, in the order of the parts, and its loss."""
     targets, probabilities, labels = (
         np.concatenate([getattr(part, key) for part in parts]) for key in ("targets", "probabilities", "labels")
     )
     names = [name for part in parts for name in part.names]
     failures = [failure for part in parts for failure in part.failures]
-    loss = mean_loss(targets, probabilities, multi_label)
+    tiny = np.finfo(np.float32).tiny
+    found, true = probabilities.astype(np.float64), targets.astype(np.float64)
+    losses = -true * np.log(np.maximum(found, tiny))
+    if multi_label:
+        losses -= (1 - true) * np.log(np.maximum(1 - found, tiny))
+    loss = float((losses if multi_label else losses.sum(axis=1)).mean()) if len(losses) else math.nan
     return Evaluation(names, labels, targets, probabilities, loss, failures)

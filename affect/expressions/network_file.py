@@ -79,15 +79,12 @@ def is_network(path: str | Path) -> bool:
 
 def read_card(path: str | Path) -> ModelCard:
     """Return the card of a file or run folder (raises ValueError where it is none of this format, or cut off)."""
-    return _read(find_model(path), weights=False)[0]
+    return read_network(path, weights=False)[0]
 
 
-def read_network(path: str | Path) -> tuple[ModelCard, dict[str, Tensor]]:
-    """Return card and weights of a file or run folder (raises ValueError as read_card does)."""
-    return _read(find_model(path), weights=True)
-
-
-def _read(path: Path, weights: bool) -> tuple[ModelCard, dict[str, Tensor]]:
+def read_network(path: str | Path, weights: bool = True) -> tuple[ModelCard, dict[str, Tensor]]:
+    """Return card and weights, if wanted, of a file or run folder (raises ValueError as read_card does)."""
+    path = find_model(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -101,8 +98,7 @@ def _read(path: Path, weights: bool) -> tuple[ModelCard, dict[str, Tensor]]:
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{path}: expected a whole network in safetensors, found {path.stat().st_size} bytes that cannot be read "
-            f"({error}); "
-            "it may be cut off: copy it again, or take the run's other file"
+            f"({error}); it may be cut off: copy it again, or take the run's other file"
         ) from None
     except (KeyError, ValidationError) as error:
         raise ValueError(f"{path}: expected a card of the network in its header ({error!r})") from None

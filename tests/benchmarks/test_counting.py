@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from affect.expressions.models.poster_v2 import WindowCrossAttention
+from affect.expressions.models.transformer import Attention
 from benchmarks.counting import count_macs, count_parameters
 
 
@@ -30,7 +30,7 @@ def test_softmax_of_a_window_counts_with_the_norms_only():
     class Window(nn.Module):
         def __init__(self):
             super().__init__()
-            self.attention = WindowCrossAttention(16, heads=2, places=3)
+            self.attention = Attention(16, heads=2, qkv_bias=True, window=3)
 
         def forward(self, x):
             return self.attention(x, x)

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from affect.expressions.config import ImageModelConfig
 from affect.expressions.models import build_model
-from affect.expressions.models.poster_v2 import PosterV2, WindowCrossAttention
+from affect.expressions.models.poster_v2 import PosterV2
 from affect.expressions.models.published import poster_v2_name, rename
+from affect.expressions.models.transformer import Attention
 from benchmarks.counting import count_macs, count_parameters
 
 LANDMARK_HEAD_PARAMETERS = 512 * 49 + 2 * 512 + 512 * 136 + 2 * 136
@@ -207,7 +208,7 @@ def test_recomputing_activations_changes_neither_gradients_nor_statistics(small)
 
 def test_dropout_of_attention_acts_in_training_only():
     torch.manual_seed(0)
-    attention = WindowCrossAttention(16, heads=2, places=7, attn_drop=0.5)
+    attention = Attention(16, heads=2, qkv_bias=True, attn_drop=0.5, window=7)
     queries, tokens = torch.randn(2, 1, 49, 16)
     assert not torch.equal(attention(queries, tokens), attention(queries, tokens))
     attention.eval()

@@ -23,14 +23,17 @@ class TimmBackbone(ExpressionModel):
     def __init__(self, config: ImageModelConfig, num_classes: int) -> None:
         super().__init__()
         self.net = _create(config)
-        if config.grad_checkpointing and not _can_recompute(self.net):
-            raise ConfigError(f"model.grad_checkpointing: timm's {config.backbone} has none; leave the option out")
         self.recompute = config.grad_checkpointing
         self.feature_dim = _feature_dim(self.net, config)
         self.head = nn.Linear(self.feature_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        self.train()
+        try:
+            self.train()
+        except (AssertionError, AttributeError, NotImplementedError):
+            raise ConfigError(
+                f"model.grad_checkpointing: timm's {config.backbone} has none; leave the option out"
+            ) from None
 
     @property
     def cam_layer(self) -> nn.Module:
@@ -92,15 +95,6 @@ def _create(config: ImageModelConfig) -> nn.Module:
             f"model.backbone {name}: {what} ({first}); "
             "set model.weights to a file of them or model.pretrained False, and check model.img_size"
         ) from None
-
-
-def _can_recompute(net: nn.Module) -> bool:
-    try:
-        net.set_grad_checkpointing(True)
-        net.set_grad_checkpointing(False)
-    except (AssertionError, AttributeError, NotImplementedError):
-        return False
-    return True
 
 
 def _feature_dim(net: nn.Module, config: ImageModelConfig) -> int:

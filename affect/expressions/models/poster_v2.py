@@ -8,7 +8,7 @@ fused maps -> 3 x 49 tokens and a class token -> 2 blocks -> gate -> classifier
 from __future__ import annotations
 
 import torch
-from timm.layers import DropPath, Mlp, gen_relative_position_index
+from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,7 +16,7 @@ from affect.expressions.config import ImageModelConfig
 from affect.expressions.models.base import ExpressionModel, run_blocks, scaled
 from affect.expressions.models.ir50 import UNITS, Ir50
 from affect.expressions.models.mobilefacenet import FrozenFaceNet
-from affect.expressions.models.transformer import Block, drop_rates, init_linear, join_heads, split_heads
+from affect.expressions.models.transformer import Attention, Block, drop_rates, init_linear
 
 INNER_SIZE = 112
 """Pixels a side that both backbones see."""
@@ -101,7 +101,7 @@ class WindowFusion(nn.Module):
         self.places = places
         self.down = nn.Conv2d(dim, dim, 3, 2, 1)
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowCrossAttention(dim, heads, places, attn_drop, proj_drop)
+        self.attn = Attention(dim, heads, True, False, attn_drop, proj_drop, window=places)
         self.scale1 = nn.Parameter(torch.full((dim,), 1e-5))
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim, drop=proj_drop)
@@ -113,29 +113,3 @@ class WindowFusion(nn.Module):
         x = x + self.drop_path(self.scale1 * self.attn(face.flatten(2).transpose(1, 2), x))
         x = x + self.drop_path(self.scale2 * self.mlp(self.norm2(x)))
         return x.transpose(1, 2).unflatten(2, (self.places, self.places))
-
-
-class WindowCrossAttention(nn.Module):
-    """Attention of given queries to the tokens of one window: [B, N, C], [B, N, C] -> [B, N, C], N = places^2.
-
-    Queries are taken as they are; a learned bias for each offset between two places is added (as in Swin).
-    """
-
-    def __init__(self, dim: int, heads: int, places: int, attn_drop: float = 0.0, proj_drop: float = 0.0) -> None:
-        super().__init__()
-        self.heads = heads
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.bias = nn.Parameter(torch.zeros((2 * places - 1) ** 2, heads))
-        self.register_buffer("offsets", gen_relative_position_index((places, places)), persistent=False)
-        self.attn_drop = attn_drop
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
-        nn.init.trunc_normal_(self.bias, std=0.02)
-
-    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        q = split_heads(queries, self.heads)
-        k, v = (split_heads(part, self.heads) for part in self.kv(tokens).chunk(2, dim=-1))
-        bias = self.bias[self.offsets].permute(2, 0, 1).to(q.dtype)
-        drop = self.attn_drop if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=bias, dropout_p=drop)
-        return self.proj_drop(self.proj(join_heads(x)))

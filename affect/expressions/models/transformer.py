@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, gen_relative_position_index
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,7 +11,11 @@ from affect.expressions.config import Block as BlockKind
 
 
 class Attention(nn.Module):
-    """Multi-head attention of some tokens to all: queries [B, M, D], tokens [B, N, D] -> [B, M, D]."""
+    """Multi-head attention of some tokens to all: queries [B, M, D], tokens [B, N, D] -> [B, M, D].
+
+    window: both are the places of a square of so many a side. Queries are then taken as they are, and a learned bias
+    for each offset between two places is added (as in Swin).
+    """
 
     def __init__(
         self,
@@ -21,23 +25,33 @@ class Attention(nn.Module):
         qk_norm: bool = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        window: int | None = None,
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.q = nn.Identity() if window else nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.q_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
         self.attn_drop = attn_drop
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
+        self.bias = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads)) if window else None
+        if window:
+            self.register_buffer("offsets", gen_relative_position_index((window, window)), persistent=False)
+            nn.init.trunc_normal_(self.bias, std=0.02)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        q = self.q_norm(split_heads(self.q(queries), self.heads))
-        k, v = (split_heads(part, self.heads) for part in self.kv(tokens).chunk(2, dim=-1))
+        q = self.q_norm(self._by_head(self.q(queries)))
+        k, v = (self._by_head(part) for part in self.kv(tokens).chunk(2, dim=-1))
+        bias = None if self.bias is None else self.bias[self.offsets].permute(2, 0, 1).to(q.dtype)
         drop = self.attn_drop if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, self.k_norm(k), v, dropout_p=drop)
-        return self.proj_drop(self.proj(join_heads(x)))
+        x = F.scaled_dot_product_attention(q, self.k_norm(k).to(q.dtype), v.to(q.dtype), bias, drop)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, heads, N, D / heads]."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -87,16 +101,6 @@ class Block(nn.Module):
 
     def _through_mlp(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """[B, N, D] -> [B, heads, N, D / heads]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def join_heads(x: Tensor) -> Tensor:
-    """[B, heads, N, D / heads] -> [B, N, D]."""
-    return x.transpose(1, 2).flatten(2)
 
 
 def drop_rates(highest: float, depth: int) -> list[float]:
