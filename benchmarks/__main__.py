@@ -24,21 +24,16 @@ BENCHMARKS = {"extract": "extract", "store": "store", "train": "train", "infer":
 def main(arguments: list[str] | None = None) -> int:
     """Run one benchmark and print its figures; return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="BENCHMARK --help tells its settings",
-    )
+    as_written = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(description=__doc__, epilog="BENCHMARK --help tells its settings", **as_written)
     parser.add_argument("benchmark", choices=BENCHMARKS)
     name = parser.parse_args(arguments[:1]).benchmark
     module = import_module(f"benchmarks.{BENCHMARKS[name]}")
-    parser = argparse.ArgumentParser(
-        f"benchmark {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(f"benchmark {name}", description=module.__doc__, **as_written)
     module.add_arguments(parser)
     args = parser.parse_args(arguments[1:])
     with contextlib.redirect_stdout(sys.stderr):  # progress bars; the standard output is for the figures
-        figures = module.run(args)
+        figures = {"benchmark": name, **module.run(args)}
     print(json.dumps(figures, indent=1))
     return 0
 

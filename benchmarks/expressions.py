@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -31,15 +31,16 @@ from affect.core.device import keep_freed_memory, pick_device
 from affect.expressions.config import Arch, Block, ImageModelConfig
 from affect.expressions.models import ExpressionModel, build_model, for_prediction
 from benchmarks.counting import count_macs, count_parameters
+from benchmarks.world import device_name
 
-WAYS = {
-    "eager": {"channels_last": False, "compile": False},
-    "channels_last": {"channels_last": True, "compile": False},
-    "folded": {"channels_last": True, "compile": False},
-    "compiled": {"channels_last": True, "compile": True},
-    "compiled_contiguous": {"channels_last": False, "compile": True},
+WAYS = ("eager", "channels_last", "folded", "compiled", "compiled_contiguous")
+"""Ways to run a network; the first is what logits are compared with, folded how networks predict."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    **{block: {"block": block} for block in get_args(Block)},
+    **{stage: {"stage": stage} for stage in ("stage3", "stage4")},
+    "qk_norm": {"qk_norm": True},
 }
-"""Way to run a network -> settings of it; the first is what logits are compared with, folded how networks predict."""
+"""Option of ir50_vit -> settings of the model."""
 MODELS = ("poster_v2", "ir50_vit:cls_only:stage3", "ir50_vit:baseline:stage3", "compact")
 PAIRS = (
     "ir50_vit:cls_only:stage3/ir50_vit:baseline:stage3",
@@ -48,8 +49,6 @@ PAIRS = (
 )
 WARM_UP = 2
 LEAST_STEPS = 3
-WIDTH = 120
-"""Columns of the table, which is too wide for a terminal's usual 80."""
 COMPARED = 4
 """Images whose logits are compared."""
 
@@ -87,18 +86,17 @@ class Runner:
         self.model.train(self.train)
         if self.train:
             self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-6)
+        for _ in range(WARM_UP):
+            self.step()
 
     def step(self) -> None:
         """Run one batch and wait until it is done."""
-        with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.amp):
-            if self.optimizer is None:
-                with torch.inference_mode():
-                    self.model(self.images)
-            else:
-                labels = torch.arange(len(self.images), device=self.images.device) % 2
-                loss = functional.cross_entropy(self.model(self.images).float(), labels)
+        amp = torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.amp)
+        with amp, torch.inference_mode(not self.train):
+            logits = self.model(self.images)
         if self.optimizer is not None:
-            loss.backward()
+            labels = torch.arange(len(self.images), device=self.images.device) % 2
+            functional.cross_entropy(logits.float(), labels).backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
         if self.images.is_cuda:
@@ -110,33 +108,44 @@ class Runner:
         self.step()
         self.seconds.append(time.perf_counter() - start)
 
+    def rates(self) -> dict[str, float]:
+        """Return images a second and milliseconds a step by the median of steps."""
+        middle = float(np.median(self.seconds))
+        return {"images_per_second": round(len(self.images) / middle, 2), "step_ms": round(1000 * middle, 3)}
+
+
+def take_turns(runners: Sequence[Runner], seconds: float) -> None:
+    """Time runners step by step, as long as asked for together and LEAST_STEPS at least."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(runners[0].seconds) < LEAST_STEPS:
+        for runner in runners:
+            runner.timed_step()
+
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure every model and pair; return the figures and show them as tables."""
     if min(*args.batch_sizes, args.pair_batch_size) < 1:
         raise ValueError("--batch_sizes and --pair_batch_size: expected numbers above 0")
     torch.set_num_threads(args.threads)
-    device = pick_device(args.device, "--device")
-    if device.type == "cpu":
+    args.device = pick_device(args.device, "--device")
+    if args.device.type == "cpu":
         keep_freed_memory()
     args.ways = args.ways or ["eager", "channels_last", *([] if args.train else ["folded"]), "compiled"]
     if args.train and "folded" in args.ways:
         raise ValueError("--ways folded: networks are folded for inference only; leave it or --train out")
     configs = {name: parse_model(name, args) for name in args.models}
-    pairs = {pair: _parse_pair(pair, args) for pair in args.pairs}
-    models = [_measure_model(name, config, args, device) for name, config in configs.items()]
-    ratios = [
-        _measure_pair(pair, pairs[pair], args, device)
-        for pair in track(args.pairs, "pairs", console=Console(stderr=True), disable=not pairs)
-    ]
+    pairs = {pair: [parse_model(part, args) for part in pair.split("/")] for pair in args.pairs}
+    if wrong := [pair for pair, two in pairs.items() if len(two) != 2]:
+        raise ValueError(f"--pairs {wrong[0]}: expected two models with a / between them")
+    models = [_measure_model(name, config, args) for name, config in configs.items()]
+    shown = track(pairs.items(), "pairs", console=Console(stderr=True), disable=not pairs)
     figures = {
-        "benchmark": "fer",
         "mode": "train" if args.train else "inference",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {args.threads} threads",
+        "device": device_name(args.device),
         "torch": torch.__version__,
         "amp": args.amp,
         "models": models,
-        "pairs": ratios,
+        "pairs": [_measure_pair(pair, two, args) for pair, two in shown],
     }
     _show(figures)
     return figures
@@ -146,45 +155,33 @@ def parse_model(text: str, args: argparse.Namespace) -> ImageModelConfig:
     """Return the configuration of `arch[:option…]` (raises ValueError for what is none)."""
     arch, _, rest = text.partition(":")
     settings: dict[str, Any] = {"arch": arch, "width": 1.0 if arch == "timm" else args.width, "img_size": args.img_size}
+    options = rest.split(":") if rest and arch != "timm" else []
     if arch == "timm" and rest:
-        return ImageModelConfig(**settings, backbone=rest)
-    for option in rest.split(":") if rest else ():
-        if arch == "ir50_vit" and option in get_args(Block):
-            settings["block"] = option
-        elif arch == "ir50_vit" and option in ("stage3", "stage4"):
-            settings["stage"] = option
-        elif arch == "ir50_vit" and option == "qk_norm":
-            settings["qk_norm"] = True
-        else:
-            arch = ""
-    if arch not in get_args(Arch):
+        settings["backbone"] = rest
+    if arch not in get_args(Arch) or (options and not (arch == "ir50_vit" and OPTIONS.keys() >= set(options))):
         raise ValueError(
             f"model {text!r}: expected poster_v2, compact, timm:<backbone>, or ir50_vit with a block "
             f"({', '.join(get_args(Block))}), a stage (stage3, stage4) and qk_norm, joined by ':'"
         )
+    for option in options:
+        settings |= OPTIONS[option]
     return ImageModelConfig(**settings)
 
 
-def _parse_pair(text: str, args: argparse.Namespace) -> list[ImageModelConfig]:
-    parts = text.split("/")
-    if len(parts) != 2:
-        raise ValueError(f"--pairs {text}: expected two models with a / between them")
-    return [parse_model(part, args) for part in parts]
-
-
-def _build(config: ImageModelConfig, way: str, args: argparse.Namespace, device: torch.device) -> ExpressionModel:
+def _build(config: ImageModelConfig, way: str, args: argparse.Namespace) -> ExpressionModel:
     """Return a network with the same random weights each time, set up for a way."""
     torch.manual_seed(0)
-    settings = WAYS[way]
-    model = build_model(config.model_copy(update=settings), args.classes).to(device).eval()
+    compiled, channels_last = way.startswith("compiled"), way not in ("eager", "compiled_contiguous")
+    settings = {"channels_last": channels_last, "compile": compiled}
+    model = build_model(config.model_copy(update=settings), args.classes).to(args.device).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # scales that begin at 0 would keep most of a new network from its logits
         for weight in model.parameters():
             if weight.ndim == 1:
-                weight.add_(0.1 * torch.randn(weight.shape, generator=generator).to(device))
+                weight.add_(0.1 * torch.randn(weight.shape, generator=generator).to(args.device))
     if way == "folded":
-        model = for_prediction(model, str(device))
-    if settings["compile"]:
+        model = for_prediction(model, str(args.device))
+    if compiled:
         model.compile(dynamic=False)
     return model
 
@@ -195,88 +192,61 @@ def _images(config: ImageModelConfig, count: int, device: torch.device) -> Tenso
     return torch.randn(shape, generator=generator).to(device)
 
 
-def _measure_model(
-    name: str, config: ImageModelConfig, args: argparse.Namespace, device: torch.device
-) -> dict[str, Any]:
+def _measure_model(name: str, config: ImageModelConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Return what a model computes, and speed and memory of each way at each batch size."""
-    model = _build(config, "eager", args, device)
-    one = _images(config, 1, device)
-    counts = {
+    model = _build(config, "eager", args)
+    one = _images(config, 1, args.device)
+    reference = _logits(model, config, args.device)
+    figures = {
+        "model": name,
+        "img_size": config.input_size,
         "macs": count_macs(model, one),
         "macs_with_norms": count_macs(model, one, "with_norms"),
         "parameters": count_parameters(model).total,
+        "largest_logit": round(float(reference.abs().max()), 3),
+        "rows": [],
     }
-    reference = _logits(model, config, device)
-    rows = []
     for size in track(args.batch_sizes, f"{name}: batch sizes", console=Console(stderr=True)):
-        rows += _measure_batch(config, size, args, device, reference)
+        figures["rows"] += _measure_batch(config, size, args, reference)
         torch.compiler.reset()
-    largest = round(float(reference.abs().max()), 3)
-    return {"model": name, "img_size": config.input_size, **counts, "largest_logit": largest, "rows": rows}
+    return figures
 
 
 def _measure_batch(
-    config: ImageModelConfig, size: int, args: argparse.Namespace, device: torch.device, reference: Tensor
+    config: ImageModelConfig, size: int, args: argparse.Namespace, reference: Tensor
 ) -> list[dict[str, Any]]:
     """Return figures of each way at one batch size, timed in turns."""
-    runners, memory, differences = {}, {}, {}
+    runners, others = {}, {}
     for way in args.ways:
-        model = _build(config, way, args, device)
-        differences[way] = float((_logits(model, config, device) - reference).abs().max())
-        runners[way] = Runner(model, _images(config, size, device), args.train, args.amp)
-        for _ in range(WARM_UP):
-            runners[way].step()
-        memory[way] = peak_megabytes(runners[way].step, device, model)
-    start = time.perf_counter()
-    while time.perf_counter() - start < args.seconds * len(runners) or len(runners[way].seconds) < LEAST_STEPS:
-        for runner in runners.values():
-            runner.timed_step()
+        model = _build(config, way, args)
+        off = float((_logits(model, config, args.device) - reference).abs().max())
+        runners[way] = Runner(model, _images(config, size, args.device), args.train, args.amp)
+        others[way] = {"peak_mb": peak_megabytes(runners[way].step, args.device, model), "logits_off": off}
+    take_turns(list(runners.values()), args.seconds * len(runners))
     return [
-        {
-            "way": way,
-            "batch_size": size,
-            **rates(size, runner.seconds),
-            "steps": len(runner.seconds),
-            "peak_mb": memory[way],
-            "logits_off": differences[way],
-        }
+        {"way": way, "batch_size": size, **runner.rates(), "steps": len(runner.seconds), **others[way]}
         for way, runner in runners.items()
     ]
 
 
-def _measure_pair(
-    pair: str, configs: list[ImageModelConfig], args: argparse.Namespace, device: torch.device
-) -> dict[str, Any]:
+def _measure_pair(pair: str, configs: Sequence[ImageModelConfig], args: argparse.Namespace) -> dict[str, Any]:
     """Return how many times more images a second the first of two models takes, as it trains or predicts, in turns."""
+    way = "channels_last" if args.train else "folded"
     runners = []
     for config in configs:
-        way = "channels_last" if args.train else "folded"
-        images = _images(config, args.pair_batch_size, device)
-        runners.append(Runner(_build(config, way, args, device), images, args.train, args.amp))
-    for _ in range(WARM_UP):
-        for runner in runners:
-            runner.step()
-    start = time.perf_counter()
-    while time.perf_counter() - start < 4 * args.seconds or len(runners[0].seconds) < LEAST_STEPS:
-        for runner in runners:
-            runner.timed_step()
-    first, second = (runner.seconds for runner in runners)
-    single = sorted(b / a for a, b in zip(first, second, strict=True))
+        images = _images(config, args.pair_batch_size, args.device)
+        runners.append(Runner(_build(config, way, args), images, args.train, args.amp))
+    take_turns(runners, 4 * args.seconds)
+    first, second = (np.array(runner.seconds) for runner in runners)
     return {
         "pair": pair,
         "batch_size": args.pair_batch_size,
         "way": way,
-        "images_per_second": [rates(args.pair_batch_size, seconds)["images_per_second"] for seconds in (first, second)],
-        "ratio": round(statistics.median(second) / statistics.median(first), 3),
-        "ratio_of_single_turns": [round(single[0], 3), round(single[-1], 3)],
+        "images_per_second": [runner.rates()["images_per_second"] for runner in runners],
+        "ratio": round(float(np.median(second) / np.median(first)), 3),
+        "ratio_of_single_turns": [round(float(end(second / first)), 3) for end in (np.min, np.max)],
         "turns": len(first),
     }
-
-
-def rates(batch_size: int, seconds: list[float]) -> dict[str, float]:
-    """Return images a second and milliseconds a step by the median of steps."""
-    middle = statistics.median(seconds)
-    return {"images_per_second": round(batch_size / middle, 2), "step_ms": round(1000 * middle, 3)}
 
 
 @torch.inference_mode()
@@ -310,23 +280,13 @@ def _kilobytes(status: Path, name: str) -> int:
 
 
 def _show(figures: dict[str, Any]) -> None:
-    console = Console(stderr=True, width=WIDTH)
-    table = Table(
-        *("model", "MACs", "parameters", "way", "batch", "images/s", "ms a step", "peak MiB", "logits off"),
-        title=f"{figures['mode']}, {figures['device']}",
-    )
+    console = Console(stderr=True)
     for model in figures["models"]:
-        told = [model["model"], f"{model['macs'] / 1e9:.3f} G", f"{model['parameters'] / 1e6:.3f} M"]
+        counts = f"{model['macs'] / 1e9:.3f} G multiply-accumulates, {model['parameters'] / 1e6:.3f} M parameters"
+        table = Table(*model["rows"][0], title=f"{model['model']}, {figures['mode']}: {counts}")
         for row in model["rows"]:
-            speed = [f"{row['images_per_second']:.1f}", f"{row['step_ms']:.2f}"]
-            memory = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
-            table.add_row(*told, row["way"], str(row["batch_size"]), *speed, memory, f"{row['logits_off']:.1e}")
-            told = [""] * 3
-        table.add_section()
-    if figures["models"]:
+            table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
         console.print(table)
     for pair in figures["pairs"]:
-        console.print(
-            f"{pair['pair']} at batch {pair['batch_size']}: {pair['ratio']:.2f} "
-            f"({pair['ratio_of_single_turns'][0]:.2f} to {pair['ratio_of_single_turns'][1]:.2f} by turn)"
-        )
+        low, high = pair["ratio_of_single_turns"]
+        console.print(f"{pair['pair']} at batch {pair['batch_size']}: {pair['ratio']} ({low} to {high} by turn)")

@@ -7,11 +7,12 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from affect.core.au_json import find_au_json, read_au_json, sentences
@@ -22,6 +23,8 @@ from extractors.run.journal import FOLDER, RunReport
 from extractors.run.session import Session
 from extractors.run.settings import Settings, list_videos
 
+DEFAULTS = {"visual_encoder": "DCT", "acoustic_encoder": "PROSODY", "au_encoder": "HASHED_NGRAMS"}
+"""Encoders that need no weights."""
 WRITER = "benchmark"
 
 
@@ -32,9 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--openface_root", type=Path, help="OpenFace tables; without them no action units are extracted")
     add("--match", default="", help="only clips whose names begin like this")
     add("--copies", type=int, default=1, help="times that every clip is taken")
-    add("--visual_encoder", default="DCT")
-    add("--acoustic_encoder", default="PROSODY")
-    add("--au_encoder", default="HASHED_NGRAMS")
+    for name, encoder in DEFAULTS.items():
+        add(f"--{name}", default=encoder)
     add("--random-init", "--random_init", action="store_true", help="encoders of the true size with random weights")
     add("--compare_bare", action="store_true", help="also time the encoders alone on the same arrays")
     add("--device", default="cpu")
@@ -43,11 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Extract the clips into a folder that is deleted afterwards; return the figures."""
+    encoders = {name: getattr(args, name) for name in DEFAULTS}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         if args.random_init:
-            use_random_weights([args.visual_encoder, args.acoustic_encoder, args.au_encoder], root / "weights")
-        names = link_clips(args, root)
+            use_random_weights(encoders.values(), root / "weights")
+        found = find_videos(args.video_root, args.match)
+        copies = {f"{name}_{copy}": name for copy in range(args.copies) for name in found}
+        names = list(copies)
+        link_clips(args.video_root, root / "video", copies)
+        if args.openface_root:
+            link_clips(args.openface_root, root / "openface", copies)
         settings = Settings(
             dataset="benchmark",
             save_root=root / "features",
@@ -55,9 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             openface_root=root / "openface" if args.openface_root else None,
             au_root=root / "au_json",
             streams=STORED_MODALITIES if args.openface_root else STORED_MODALITIES[:3],
-            visual_encoder=args.visual_encoder,
-            acoustic_encoder=args.acoustic_encoder,
-            au_encoder=args.au_encoder,
+            **encoders,
             device=args.device,
             workers=args.num_workers,
             progress=False,
@@ -75,51 +81,47 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return figures
 
 
-def use_random_weights(names: list[str], folder: Path) -> None:
+def use_random_weights(names: Iterable[str], folder: Path) -> None:
     """Make every named pretrained encoder load random weights of its true size."""
     from benchmarks.random_weights import save_random_weights
 
     for name in names:
-        if name not in ("DCT", "PROSODY", "HASHED_NGRAMS"):
+        if name not in DEFAULTS.values():
             os.environ[f"AFFECT_{name}"] = str(save_random_weights(name, folder / name))
 
 
-def link_clips(args: argparse.Namespace, root: Path) -> list[str]:
-    """Put links to the clips, and to their tables, under as many names as are asked for; return the names."""
-    found = [name for name in sorted(list_videos(args.video_root)) if name.startswith(args.match)]
+def find_videos(root: Path, match: str = "") -> list[str]:
+    """Return the names of clips that begin so; raises ValueError where there are none."""
+    found = [name for name in sorted(list_videos(root)) if name.startswith(match)]
     if not found:
-        raise ValueError(f"{args.video_root}: expected videos whose names begin with {args.match!r}, found none")
-    names = []
-    for copy in range(args.copies):
-        for name in found:
-            names.append(f"{name}_{copy}")
-            for folder, source in (("video", args.video_root), ("openface", args.openface_root)):
-                for path in source.glob(f"{name}.*") if source else ():
-                    link = root / folder / f"{names[-1]}{path.suffix}"
-                    link.parent.mkdir(exist_ok=True)
-                    link.symlink_to(path.resolve())
-    return names
+        raise ValueError(f"{root}: expected videos whose names begin with {match!r}, found none")
+    return found
+
+
+def link_clips(source: Path, folder: Path, names: Mapping[str, str]) -> None:
+    """Put links to files into a new folder; names: that of a link -> that of the clip."""
+    folder.mkdir()
+    for link, name in names.items():
+        for path in source.glob(f"{name}.*"):
+            (folder / f"{link}{path.suffix}").symlink_to(path.resolve())
 
 
 def figures_of(report: RunReport, args: argparse.Namespace) -> dict[str, Any]:
     """Return what the driver measured, in plain numbers."""
-    total = report.seconds["total"]
+    total, clips = report.seconds["total"], report.clips
     stages = ("wait", "au_text", "encode", "write", "driver")
     return {
-        "benchmark": "extract",
-        "clips": report.clips,
+        "clips": clips,
         "failed": len({failure.name for failure in report.failures}),
-        "encoders": [args.visual_encoder, args.acoustic_encoder, args.au_encoder],
+        "encoders": [getattr(args, name) for name in DEFAULTS],
         "device": args.device,
         "workers": args.num_workers,
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "total_s": round(total, 2),
-        "clips_per_second": round(report.clips / total, 2),
+        "clips_per_second": round(clips / total, 2),
         "main_process_share": {stage: round(report.seconds.get(stage, 0.0) / total, 4) for stage in stages},
-        "stage_ms_per_clip": {
-            stage: round(1000 * value / report.clips, 2) for stage, value in sorted(report.work_seconds.items())
-        },
+        "stage_ms_per_clip": {stage: round(1000 * s / clips, 2) for stage, s in sorted(report.work_seconds.items())},
     }
 
 
@@ -147,12 +149,12 @@ def memory_watch(session: Session, every: float = 0.2) -> Iterator[list[tuple[in
     """Note (clips done, MiB of this process, MiB of its workers) again and again while the block runs."""
     log = session.store.root / FOLDER / f"{WRITER}.jsonl"
     samples: list[tuple[int, float, float]] = []
-    ended = threading.Event()
+    ended, process = threading.Event(), psutil.Process()
 
     def watch() -> None:
         while not ended.wait(every):
             done = log.read_bytes().count(b"\n") if log.is_file() else 0
-            samples.append((done, _resident(os.getpid()), sum(map(_resident, _children(os.getpid())))))
+            samples.append((done, _resident(process), sum(map(_resident, process.children()))))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -173,20 +175,9 @@ def memory_of(samples: list[tuple[int, float, float]]) -> dict[str, Any]:
     return figures
 
 
-def _resident(process: int) -> float:
+def _resident(process: psutil.Process) -> float:
     """Resident memory of a process in MiB; 0 where it has ended."""
     try:
-        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    except (OSError, IndexError):
+        return process.memory_info().rss / 2**20
+    except psutil.Error:
         return 0.0
-
-
-def _children(process: int) -> list[int]:
-    try:
-        return [
-            int(child)
-            for path in Path(f"/proc/{process}/task").glob("*/children")
-            for child in path.read_text().split()
-        ]
-    except OSError:
-        return []

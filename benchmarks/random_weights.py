@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
 import torch
 from safetensors.torch import save_file
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    HubertConfig,
-    HubertModel,
-    Wav2Vec2FeatureExtractor,
-)
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 
 def save_random_weights(name: str, folder: Path) -> Path:
@@ -31,29 +23,14 @@ def save_random_weights(name: str, folder: Path) -> Path:
 
 def _clip_vit_large(folder: Path) -> None:
     """The picture tower of ViT-L/14; the text tower is not used and so is one layer."""
-    vision = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "patch_size": 14,
-        "image_size": 224,
-    }
+    vision = {**_LARGE, "patch_size": 14, "image_size": 224}
     text = {"hidden_size": 768, "num_hidden_layers": 1, "num_attention_heads": 12, "vocab_size": 100}
     CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=768)).save_pretrained(folder)
     CLIPImageProcessor().save_pretrained(folder)
 
 
 def _hubert_large(folder: Path) -> None:
-    config = HubertConfig(
-        hidden_size=1024,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        intermediate_size=4096,
-        feat_extract_norm="layer",
-        do_stable_layer_norm=True,
-        conv_bias=True,
-    )
+    config = HubertConfig(**_LARGE, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)
     HubertModel(config).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
 
@@ -62,13 +39,9 @@ def _clip_vitb32(folder: Path) -> None:
     """The text tower of ViT-B/32 in open_clip's format; the picture tower is not used and so is one layer."""
     config = open_clip.get_model_config("ViT-B-32")
     config["vision_cfg"] = {**config["vision_cfg"], "layers": 1}
-    model = open_clip.CLIP(**config)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
 
 
-_MAKERS: dict[str, Callable[[Path], None]] = {
-    "CLIP_VIT_LARGE": _clip_vit_large,
-    "HUBERT_LARGE": _hubert_large,
-    "CLIP_VITB32": _clip_vitb32,
-}
+_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+_MAKERS = {"CLIP_VIT_LARGE": _clip_vit_large, "HUBERT_LARGE": _hubert_large, "CLIP_VITB32": _clip_vitb32}

@@ -31,6 +31,7 @@ SPECS = (
     FeatureSpec(Modality.AU, "CLIP_VITB32", 512),
 )
 ROWS = 8
+STATES = ("cold", "warm")
 ROUNDS = 5
 """The ways take turns; figures are medians over the rounds, so that other work of the machine falls on all alike."""
 WARM_PASSES = 3
@@ -43,49 +44,45 @@ Reader = Callable[[FeatureSpec, str], np.ndarray]
 def benchmark_store(clips: int, samples: int, seed: int, folder: Path) -> dict[str, Any]:
     """Return microseconds a sample (4 arrays) of each way, cold and warm, and how many times faster the pack is.
 
-    clips: how many are made in `folder`, which should be on the disk that is asked about; samples: how many are read.
+    clips: how many are made in `folder`, empty and on the disk that is asked about; samples: how many are read.
     """
     if not 1 <= samples <= clips:
         raise ValueError(f"expected at least 1 sample and at most one for each of {clips} clips, found {samples}")
     store, rng = FeatureStore(folder, "files"), np.random.default_rng(seed)
-    if store.root.exists():
-        raise ValueError(f"{store.root}: expected no such folder, found one; name an empty folder")
     names = [f"clip_{i:06d}" for i in range(clips)]
     _make_features(store, names, rng)
     packed = FeatureStore(folder, "packed")
     shutil.copytree(store.root, packed.root, copy_function=os.link)
     pack(packed.root, delete=True)
 
-    ways: dict[str, Callable[[], Reader]] = {
+    ways = {
         "np.load": lambda: lambda spec, name: _load(store.path(spec, name), spec),
         "store": lambda: FeatureStore(folder, "files").read,
         "packed": lambda: FeatureStore(folder, "packed").read,
     }
-    times: dict[str, dict[str, list[float]]] = {way: {"cold": [], "warm": []} for way in ways}
-    for _ in range(ROUNDS):
+    times = {way: np.empty((len(STATES), ROUNDS)) for way in ways}
+    for turn in range(ROUNDS):
         picked = [names[i] for i in rng.permutation(clips)[:samples]]
         for way, make_reader in ways.items():
             cold_by = _drop_caches(folder)
             read = make_reader()
-            times[way]["cold"].append(_microseconds(read, picked))
-            times[way]["warm"].append(min(_microseconds(read, picked) for _ in range(WARM_PASSES)))
+            cold, *warm = (_microseconds(read, picked) for _ in range(1 + WARM_PASSES))
+            times[way][:, turn] = cold, min(warm)
             Packed(str(packed.root / PACKED)).close()  # while it is open, its pages stay in memory
-    size = sum(ROWS * spec.dim * 4 for spec in SPECS)
+    faster = {way: each / times["packed"] for way, each in times.items() if way != "packed"}
     return {
         "clips": clips,
         "samples": samples,
         "seed": seed,
-        "bytes_a_sample": size,
+        "bytes_a_sample": sum(ROWS * spec.dim * 4 for spec in SPECS),
         "cold_by": cold_by,
-        "microseconds_a_sample": {
-            way: {state: float(np.median(rounds)) for state, rounds in states.items()} for way, states in times.items()
-        },
-        "packed_is_faster": {
-            way: {state: float(np.median(np.divide(times[way][state], times["packed"][state]))) for state in states}
-            for way, states in times.items()
-            if way != "packed"
-        },
+        "microseconds_a_sample": _medians(times),
+        "packed_is_faster": _medians(faster),
     }
+
+
+def _medians(ways: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    return {way: dict(zip(STATES, np.median(each, axis=1).tolist(), strict=True)) for way, each in ways.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,19 +96,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Make the features, time the readers; return the figures."""
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        return {"benchmark": "store", **benchmark_store(args.clips, args.samples, args.seed, Path(folder))}
+        return benchmark_store(args.clips, args.samples, args.seed, Path(folder))
 
 
 def _make_features(store: FeatureStore, names: Sequence[str], rng: np.random.Generator) -> None:
     for spec in SPECS:
-        store.write(spec, names[0], _rows(spec, rng), {"made_by": "benchmark"})
+        store.write(spec, names[0], random_rows(spec.dim, rng), {"made_by": "benchmark"})
         for name in names[1:]:
-            np.save(store.path(spec, name), _rows(spec, rng))
+            np.save(store.path(spec, name), random_rows(spec.dim, rng))
     os.sync()
 
 
-def _rows(spec: FeatureSpec, rng: np.random.Generator) -> np.ndarray:
-    rows = rng.normal(size=(ROWS, spec.dim)).astype(np.float32)
+def random_rows(dim: int, rng: np.random.Generator) -> np.ndarray:
+    """Return features of length 1, [ROWS, dim] float32."""
+    rows = rng.normal(size=(ROWS, dim)).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import resource
-import time
-from dataclasses import dataclass
-from itertools import cycle
+import argparse
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils.benchmark import Timer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from affect.core.facs import ACTION_UNITS
 from affect.core.schema import STORED_MODALITIES
 from affect.data.config import Config, parse_config
-from affect.data.manifest import read_clips
 from affect.data.prompts import DEFAULT_PROMPTS
+from affect.engine.metrics import peak_memory
 from affect.features.store import FeatureStore
-from extractors.run.settings import VIDEO_SUFFIXES
+from benchmarks.store import random_rows
+from examples.demo.language_model import train_tokenizer
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of a Qwen2 language model and of the LoRA on it."""
+    """Sizes of a Qwen2 language model."""
 
     hidden_size: int
     intermediate_size: int
@@ -34,7 +33,6 @@ class Preset:
     num_key_value_heads: int
     vocab_size: int
     tie_word_embeddings: bool = False
-    lora_r: int = 16
 
 
 PRESETS = {
@@ -49,88 +47,46 @@ SHORTEST, LONGEST = 180, 420
 DIMS = {"preextracted_visual_dim": 768, "preextracted_acoustic_dim": 1024, "preextracted_au_dim": 512}
 
 
-def save_language_model(preset: Preset, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a random language model of a preset's size, and a small tokenizer, as Hugging Face folders are."""
-    save_tokenizer(folder)
-    torch.manual_seed(0)
-    sizes = {name: value for name, value in vars(preset).items() if name != "lora_r"}
-    config = Qwen2Config(**sizes, max_position_embeddings=4096, bos_token_id=None, eos_token_id=None)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = Qwen2ForCausalLM._from_config(config, dtype=dtype)
-    model.save_pretrained(folder)
-    return folder
-
-
-def save_tokenizer(folder: Path) -> None:
-    """Write a byte-level BPE tokenizer with Qwen's chat marks, trained on the words that this project uses."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    words = [f"{unit.name} {unit.muscle} {unit.part} {unit.movement}" for unit in ACTION_UNITS.values()]
-    trainer = trainers.BpeTrainer(
-        vocab_size=4000,
-        show_progress=False,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    bpe.train_from_iterator([DEFAULT_PROMPTS.read_text(), *words] * 3, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>").save_pretrained(folder)
+def add_world_arguments(parser: argparse.ArgumentParser, batch_size: int, clips: int) -> None:
+    """Declare the settings of a world; batch_size and clips: their defaults."""
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, default="tiny")
+    add("--random-init", "--random_init", action="store_true", help="the only kind of weights so far; said for clarity")
+    add("--batch_size", type=int, default=batch_size)
+    add("--clips", type=int, default=clips)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--threads", type=int, default=2, help="processor threads")
 
 
 def make_world(preset: Preset, root: Path, clips: int, batch_size: int, device: str = "cpu", **run: object) -> Config:
     """Write features and table of random clips and a language model below `root`; return a training configuration."""
-    model = root / "llm"
-    if not model.is_dir():
-        save_language_model(preset, model, torch.bfloat16 if device.startswith("cuda") else torch.float32)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-    config = parse_config(
-        {
-            "model": {"llama_model": str(model), "lora_r": preset.lora_r, "lora_dropout": 0.0, **DIMS},
-            "datasets": {
-                "random": {
-                    "csv_path": str(root / "clips.csv"),
-                    "preextracted_root": str(root / "features"),
-                    "face_or_frame": "multiface_audio_face_frame_au_text",
-                    "label_type": "description",
-                }
-            },
-            "run": {
-                "batch_size_train": batch_size,
-                "device": device,
-                "amp": device.startswith("cuda"),
-                "num_workers": 1,
-                "output_dir": str(root / "run"),
-                **run,
-            },
-            "inference": {"device": device},
-        },
-        "benchmark",
-    )
-    if not (root / "clips.csv").is_file():
-        _write_clips(config, root / "clips.csv", clips, tokenizer)
+    on_gpu = device.startswith("cuda")
+    tokenizer = _save_language_model(preset, root / "llm", torch.bfloat16 if on_gpu else torch.float32)
+    section = {"csv_path": str(root / "clips.csv"), "preextracted_root": str(root / "features")}
+    section |= {"face_or_frame": "multiface_audio_face_frame_au_text", "label_type": "description"}
+    training = {"batch_size_train": batch_size, "device": device, "amp": on_gpu, "num_workers": 1}
+    content = {
+        "model": {"llama_model": str(root / "llm"), "lora_r": 16, "lora_dropout": 0.0, **DIMS},
+        "datasets": {"random": section},
+        "run": {**training, "output_dir": str(root / "run"), **run},
+        "inference": {"device": device},
+    }
+    config = parse_config(content, "benchmark")
+    _write_clips(config, root / "clips.csv", clips, tokenizer)
     return config
 
 
-def peak_memory(device: torch.device) -> dict[str, float]:
-    """Return the most memory used so far: on a GPU since its figures were last reset."""
-    if device.type == "cuda":
-        return {"peak_gpu_gb": round(torch.cuda.max_memory_allocated(device) / 2**30, 2)}
-    return {"peak_resident_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)}
-
-
-def clip_names(config: Config) -> list[str]:
-    """Return the clips of a world."""
-    return [clip.name for clip in read_clips("random", config.datasets["random"])]
-
-
-def link_videos(videos: Path, folder: Path, names: list[str]) -> None:
-    """Put a link to one of the videos into a folder for every name, taking turns."""
-    found = sorted(path for path in videos.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
-    if not found:
-        raise ValueError(f"{videos}: expected videos, found none")
-    folder.mkdir()
-    for name, path in zip(names, cycle(found), strict=False):
-        (folder / f"{name}{path.suffix}").symlink_to(path.resolve())
+def _save_language_model(preset: Preset, folder: Path, dtype: torch.dtype) -> PreTrainedTokenizerFast:
+    """Write a random language model and a tokenizer with Qwen's chat marks, trained on the words of this project."""
+    words = [f"{unit.name} {unit.muscle} {unit.part} {unit.movement}" for unit in ACTION_UNITS.values()]
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = train_tokenizer([DEFAULT_PROMPTS.read_text(), *words] * 3, 4000, marks, eos_token="<|im_end|>")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen2Config(**asdict(preset), max_position_embeddings=4096, bos_token_id=None, eos_token_id=None)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        Qwen2ForCausalLM._from_config(config, dtype=dtype).save_pretrained(folder)
+    return tokenizer
 
 
 def _write_clips(config: Config, table: Path, clips: int, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -149,9 +105,7 @@ def _write_clips(config: Config, table: Path, clips: int, tokenizer: PreTrainedT
         rows.append({"name": name, "subtitle": "I see what you mean.", "openset": "['happy']", "reason": answer})
         for stream in STORED_MODALITIES:
             spec = section.spec(stream, config.model.feature_dim(stream))
-            array = rng.normal(size=(8, spec.dim)).astype(np.float32)
-            array /= np.linalg.norm(array, axis=1, keepdims=True)
-            store.write(spec, name, array, {})
+            store.write(spec, name, random_rows(spec.dim, rng), {})
     pd.DataFrame(rows).to_csv(table, index=False)
 
 
@@ -162,14 +116,16 @@ def language_parameters(config: Config) -> int:
     return sum(weight.numel() for weight in model.parameters()) - model.get_input_embeddings().weight.numel()
 
 
-def matmul_tflops(device: torch.device, side: int = 8192, rounds: int = 20) -> float:
-    """Return what a plain bfloat16 matrix product reaches on this device."""
+def device_name(device: torch.device) -> str:
+    """Return what figures say that they were measured on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def limits(device: torch.device, side: int = 8192) -> dict[str, float]:
+    """Return the most memory used so far and, on a GPU, what a plain bfloat16 matrix product reaches there."""
+    peak = peak_memory(device)  # before the product takes its own
+    if device.type != "cuda":
+        return {"peak_resident_mb": round(peak)}
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3):
-        a @ b
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(rounds):
-        a @ b
-    torch.cuda.synchronize()
-    return 2 * side**3 * rounds / (time.perf_counter() - start) / 1e12
+    seconds = Timer("a @ b", globals={"a": a, "b": b}).timeit(20).median
+    return {"peak_gpu_gb": round(peak / 2**10, 2), "matmul_tflops_per_second": round(2 * side**3 / seconds / 1e12, 1)}

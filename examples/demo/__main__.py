@@ -105,7 +105,9 @@ def main(arguments: list[str] | None = None) -> Path:
         stage("language model", language.result)
     runs = [Run(inputs, seed, args.root) for seed in args.seeds for inputs in LAYOUTS]
     stage("training and answers", train_and_answer, runs)
-    report = stage("report", report_on, args.root, args.seeds, seconds)
+    from examples.demo.report import write_report
+
+    report = stage("report", write_report, args.root, args.seeds, list(LAYOUTS), list(WITHOUT), seconds)
     logger.info("\nreport: %s", report)
     return report
 
@@ -123,12 +125,10 @@ def prepare_clips(root: Path) -> None:
 
 def extract(root: Path) -> None:
     """Run the extraction script on the clips and check what it made (raises RuntimeError when that is not well)."""
-    clips = root / "clips"
-    arguments = ["--dataset", "demo", "--modality", "all", "--csv_path", str(root / "clips.csv")]
-    arguments += ["--video_root", str(clips / "video"), "--audio_root", str(clips / "audio")]
-    arguments += ["--openface_root", str(clips / "openface"), "--mer-factory-output", str(root / "au_json")]
-    arguments += ["--save_root", str(root / "features"), "--visual_encoder", "DCT"]
-    arguments += ["--acoustic_encoder", "PROSODY", "--au_encoder", "HASHED_NGRAMS"]
+    arguments = ["--dataset=demo", "--modality=all", f"--csv_path={root / 'clips.csv'}"]
+    arguments += [f"--{kind}_root={root / 'clips' / kind}" for kind in ("video", "audio", "openface")]
+    arguments += [f"--mer-factory-output={root / 'au_json'}", f"--save_root={root / 'features'}"]
+    arguments += ["--visual_encoder=DCT", "--acoustic_encoder=PROSODY", "--au_encoder=HASHED_NGRAMS"]
     if extract_features.main(arguments):
         raise RuntimeError(f"some clips failed: see {root / 'features' / 'demo' / 'failures.csv'}")
     config = ["--cfg-path", str(REPOSITORY / "train_configs/demo.yaml")]
@@ -159,13 +159,6 @@ def train_and_answer(runs: list[Run]) -> None:
         for done, future in enumerate(as_completed(futures), start=1):
             future.result()
             logger.info("%d of %d models done: %s", done, len(runs), futures[future].name)
-
-
-def report_on(root: Path, seeds: list[int], seconds: dict[str, float]) -> Path:
-    """Write the report of all runs."""
-    from examples.demo.report import write_report
-
-    return write_report(root, seeds, list(LAYOUTS), list(WITHOUT), seconds)
 
 
 def start_worker(root: Path) -> None:

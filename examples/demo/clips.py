@@ -6,11 +6,10 @@ that each face and each voice belongs to two of them and only both together tell
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+import pandas as pd
 import soundfile
 from rich.progress import track
 
@@ -101,21 +101,14 @@ def make_clips(root: Path, seed: int, count: int = 240, test_share: float = 0.25
     gives the same clips for any number of processes. Raises ValueError for fewer than 12 clips or a share outside 0..1.
     """
     scenes = plan_scenes(seed, count, test_share)
-    make = partial(make_clip, root, seed)
-    if processes == 1:
-        _watch(map(make, range(count), scenes), count)
-    else:  # spawned, because a fork copies locks that the threads of torch and OpenCV may hold
-        context = get_context("spawn")
-        with ProcessPoolExecutor(processes, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            _watch(pool.map(make, range(count), scenes, chunksize=4), count)
-    table = root / "clips.csv"
-    with atomic_write(table) as handle:
-        text = io.TextIOWrapper(handle, encoding="utf-8", newline="")
-        writer = csv.DictWriter(text, [field.name for field in fields(Scene)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(asdict, scenes))
-        text.detach()
-    return table
+    context = get_context("spawn")  # a fork copies locks that the threads of torch and OpenCV may hold
+    with ProcessPoolExecutor(processes, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        made = pool.map(partial(make_clip, root, seed), range(count), scenes, chunksize=4)
+        for _ in track(made, description="making clips", total=count):
+            pass
+    with atomic_write(root / "clips.csv") as handle:
+        pd.DataFrame(scenes).to_csv(handle, index=False, lineterminator="\n")
+    return root / "clips.csv"
 
 
 def plan_scenes(seed: int, count: int, test_share: float) -> list[Scene]:
@@ -125,32 +118,18 @@ def plan_scenes(seed: int, count: int, test_share: float) -> list[Scene]:
             f"{count} clips with a test share of {test_share}: expected at least 12 clips, so that two people act "
             "all six emotions, and a share between 0 and 1; raise the count or correct the share"
         )
-    rng = np.random.default_rng([seed, 0])
+    rng, scenes = np.random.default_rng([seed, 0]), []
     people = round(count / len(EMOTIONS))
     tested = rng.permutation(people)[: int(np.clip(round(people * test_share), 1, people - 1))]
-    scenes = []
     for index in range(count):
         person = index * people // count
-        emotion = list(EMOTIONS)[index % len(EMOTIONS)]
-        face, voice = EMOTIONS[emotion]
+        split = "test" if person in tested else "train"
+        subtitle = SUBTITLES[rng.integers(len(SUBTITLES))]
+        emotion, cues = list(EMOTIONS.items())[index % len(EMOTIONS)]
         scenes.append(
-            Scene(
-                name=f"clip_{index:04d}",
-                split="test" if person in tested else "train",
-                identity=f"person_{person:03d}",
-                subtitle=SUBTITLES[rng.integers(len(SUBTITLES))],
-                emotion=emotion,
-                face=face,
-                voice=voice,
-                openset=str([emotion]),
-            )
+            Scene(f"clip_{index:04d}", split, f"person_{person:03d}", subtitle, emotion, *cues, str([emotion]))
         )
     return scenes
-
-
-def _watch(steps: Iterable[None], total: int) -> None:
-    for _ in track(steps, description="making clips", total=total):
-        pass
 
 
 def make_clip(root: Path, seed: int, index: int, scene: Scene) -> None:
@@ -214,16 +193,15 @@ def openface_table(units: dict[str, np.ndarray], rng: np.random.Generator) -> st
     seen = np.clip(seen - 0.12, 0, 5)  # OpenFace too shows nothing for faint movement
     present = seen > rng.normal(1, 0.15, seen.shape[1])
     present ^= rng.random(seen.shape) < 0.01
-    lip_suck = rng.random((frames, 1)) < 0.01
-    present = np.hstack([present[:, :-1], lip_suck, present[:, -1:]])
+    present = np.insert(present, -1, rng.random(frames) < 0.01, axis=1)  # AU28
     if rng.random() < 0.6:
         lost = slice(start := rng.integers(frames), start + rng.integers(1, 4))
         confidence[lost], success[lost], seen[lost], present[lost] = 0.02, 0, 0, False
-    lines = [", ".join(OPENFACE_COLUMNS)]
-    for i in range(frames):
-        measured = ", ".join(f"{value:.2f}" for value in (*seen[i], *present[i]))
-        lines.append(f"{i + 1}, 0, {i / FPS:.3f}, {confidence[i]:.2f}, {success[i]}, {measured}")
-    return "\n".join(lines) + "\n"
+    text = io.StringIO()
+    rows = np.column_stack([t + 1, np.zeros(frames), t / FPS, confidence, success, seen, present])
+    formats = ["%d", "%d", "%.3f", "%.2f", "%d", *["%.2f"] * (rows.shape[1] - 5)]
+    np.savetxt(text, rows, formats, delimiter=", ", header=", ".join(OPENFACE_COLUMNS), comments="")
+    return text.getvalue()
 
 
 def _write_mp4(path: Path, frames: Iterable[np.ndarray], sound: np.ndarray) -> None:

@@ -33,6 +33,16 @@ _OUTWARDS = np.linspace(0, 1, 9)  # along a brow, from the nose
 _WING = np.linspace(-1.2, 1.3, 7)  # along the wing of the nose
 _COS, _SIN = np.cos(_ROUND := np.linspace(-np.pi, np.pi, 57)), np.sin(_ROUND)  # around the head, upper half first
 _LOW, _TOP = np.clip(_SIN, 0, 1) ** 1.5, slice(29)
+_ACROSS = np.linspace(1, -1, 37)  # over the forehead
+_TEMPLE = np.abs(_ACROSS)
+_HAIRLINES = (  # height of the hair over the forehead, by style
+    66 + 5 * np.cos(_ACROSS * 3) + 46 * _TEMPLE**6,
+    74 - 14 * np.exp(-(((_ACROSS + 0.45) / 0.28) ** 2)) + 38 * _TEMPLE**4,
+    66 + 8 * _TEMPLE + 60 * _TEMPLE**5,
+    72 + 3 * np.cos(_ACROSS * 16) + 44 * _TEMPLE**5,
+)
+_LENGTHS = [[61, 83, 0.85, 27.5, 0.92, 4.5, 9.5, 21, 0.85], [69, 91, 1.1, 31.5, 1.1, 7.5, 13, 25, 1.3]]
+"""Least and most of a face's width and what follows it in `Face`."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +74,9 @@ def draw_person(rng: np.random.Generator) -> Face:
         return np.clip(np.array(choices[rng.integers(len(choices))]) + rng.normal(0, 6) + rng.normal(0, 2, 3), 20, 255)
 
     skin = colour(_SKINS)
-    return Face(
-        skin=skin,
-        hair=colour(_HAIRS[:2] if skin.mean() < 150 else _HAIRS),
-        iris=colour(_IRISES[:2] if skin.mean() < 150 else _IRISES),
-        shirt=colour(_SHIRTS),
-        style=int(rng.integers(4)),
-        width=rng.uniform(61, 69),
-        height=rng.uniform(83, 91),
-        jaw=rng.uniform(0.85, 1.1),
-        eye_gap=rng.uniform(27.5, 31.5),
-        eye_size=rng.uniform(0.92, 1.1),
-        brow=rng.uniform(4.5, 7.5),
-        nose=rng.uniform(9.5, 13),
-        mouth=rng.uniform(21, 25),
-        lips=rng.uniform(0.85, 1.3),
-    )
+    first = slice(2 if skin.mean() < 150 else None)  # dark skin comes with dark hair and eyes
+    hair, iris, shirt = map(colour, (_HAIRS[first], _IRISES[first], _SHIRTS))
+    return Face(skin, hair, iris, shirt, int(rng.integers(4)), *rng.uniform(*_LENGTHS).tolist())
 
 
 def film(face: Face, units: Mapping[str, np.ndarray], rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -90,12 +87,12 @@ def film(face: Face, units: Mapping[str, np.ndarray], rng: np.random.Generator) 
     frames = len(units["AU12"])
     scale, offset = 0.5 * rng.uniform(0.95, 1.08), rng.normal(0, (2.5, 2.0))
     room = _room(face, offset, rng)
-    light, still = _light(face, rng), _still(face)
+    light, behind = _light(face, rng), _behind(face)
     noise = rng.normal(128, rng.uniform(1.5, 3.5), (SIZE + 64, SIZE + 64, 3)).astype(np.uint8)
     sway = [_drift(frames, rng) for _ in range(4)]
     gaze = np.stack([_drift(frames, rng), 0.5 * _drift(frames, rng)], axis=1)
     for t in range(frames):
-        head = _head(face, still, {unit: float(units[unit][t]) for unit in DRAWN_UNITS}, gaze[t])
+        head = _head(face, behind, {unit: float(units[unit][t]) for unit in DRAWN_UNITS}, gaze[t])
         head = cv2.multiply(head, light, scale=1 / 200)
         pose = cv2.getRotationMatrix2D((CANVAS / 2, CANVAS * 0.8), 1.6 * sway[0][t], scale * (1 + 0.012 * sway[1][t]))
         pose[:, 2] += (SIZE - CANVAS) * np.array([0.5, 0.8]) + offset + (1.2 * sway[2][t], 0.8 * sway[3][t])
@@ -115,9 +112,7 @@ def _drift(frames: int, rng: np.random.Generator) -> np.ndarray:
 
 def _points(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Points in the sixteenths of a pixel that OpenCV draws with, [N, 2] int32."""
-    points = np.empty((len(x), 2))
-    points[:, 0], points[:, 1] = x, y
-    return (16 * points).astype(np.int32)
+    return (16 * np.column_stack([x, y])).astype(np.int32)
 
 
 def _fill(canvas: np.ndarray, x: np.ndarray, y: np.ndarray, colour: np.ndarray) -> None:
@@ -189,23 +184,13 @@ def _nose(face: Face) -> np.ndarray:
     return canvas
 
 
-@dataclass(frozen=True)
-class _Still:
-    """Parts of a head that no action unit moves."""
-
-    behind: np.ndarray
-    """Hair at the back, neck and ears, [CANVAS, CANVAS, 4] uint8."""
-    outline: tuple[np.ndarray, np.ndarray]
-    hair: tuple[np.ndarray, np.ndarray]
-
-
-def _still(face: Face) -> _Still:
+def _behind(face: Face) -> np.ndarray:
+    """Hair at the back, neck and ears, which no action unit moves, [CANVAS, CANVAS, 4] uint8."""
     canvas = np.zeros((CANVAS, CANVAS, 4), np.uint8)
     cx, w = CANVAS / 2, face.width
     if face.style == 2:
-        _fill(
-            canvas, cx + np.array([-w - 8, -w - 14, w + 14, w + 8]), np.array([105.0, 222, 222, 105]), face.hair * 0.8
-        )
+        x = cx + np.array([-w - 8, -w - 14, w + 14, w + 8])
+        _fill(canvas, x, np.array([105.0, 222, 222, 105]), face.hair * 0.8)
         for side in (-1, 1):
             _disc(canvas, cx + side * w * 0.85, 218, 28, 16, face.hair * 0.8)
     if face.style == 3:
@@ -219,7 +204,7 @@ def _still(face: Face) -> _Still:
         _disc(canvas, cx + side * (w + 2), _EYE_Y + 12, 4, 11, face.skin * 0.7)
     x, y = _outline(face, grow=6)
     _fill(canvas, x[_TOP], y[_TOP], face.hair * 0.85)
-    return _Still(canvas, _outline(face), _hair(face))
+    return canvas
 
 
 def _outline(face: Face, grow: float = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -231,24 +216,14 @@ def _outline(face: Face, grow: float = 0) -> tuple[np.ndarray, np.ndarray]:
 def _hair(face: Face) -> tuple[np.ndarray, np.ndarray]:
     """Outline of the hair over the forehead."""
     x, y = _outline(face, grow=5)
-    across = np.linspace(1, -1, 37)
-    side = np.abs(across)
-    if face.style == 1:
-        line = 74 - 14 * np.exp(-(((across + 0.45) / 0.28) ** 2)) + 38 * side**4
-    elif face.style == 2:
-        line = 66 + 8 * side + 60 * side**5
-    elif face.style == 3:
-        line = 72 + 3 * np.cos(across * 16) + 44 * side**5
-    else:
-        line = 66 + 5 * np.cos(across * 3) + 46 * side**6
-    return np.r_[x[_TOP], CANVAS / 2 + (face.width + 4) * across], np.r_[y[_TOP], line]
+    return np.r_[x[_TOP], CANVAS / 2 + (face.width + 4) * _ACROSS], np.r_[y[_TOP], _HAIRLINES[face.style]]
 
 
-def _head(face: Face, still: _Still, au: Mapping[str, float], gaze: np.ndarray) -> np.ndarray:
+def _head(face: Face, behind: np.ndarray, au: Mapping[str, float], gaze: np.ndarray) -> np.ndarray:
     """The head without its light, [CANVAS, CANVAS, 4] uint8."""
-    canvas = still.behind.copy()
+    canvas = behind.copy()
     drop = 3.2 * au["AU26"] + 0.3 * au["AU25"]
-    x, y = still.outline
+    x, y = _outline(face)
     _fill(canvas, x, y + drop * _LOW, face.skin)
     _folds(canvas, face, au, drop)
     inner = canvas[62:230, 58:198]  # the folds of the skin are soft; its outline stays sharp
@@ -257,7 +232,7 @@ def _head(face: Face, still: _Still, au: Mapping[str, float], gaze: np.ndarray) 
     for side in (-1, 1):
         _eye(canvas, face, side, au, gaze)
         _brow(canvas, face, side, au)
-    _fill(canvas, *still.hair, face.hair)
+    _fill(canvas, *_hair(face), face.hair)
     return canvas
 
 

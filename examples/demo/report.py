@@ -14,8 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from affect.core.plots import draw_confusion, new_figure, save_figure
-from affect.core.schema import STORED_MODALITIES, Modality
-from affect.data.config import DatasetConfig, load_config
+from affect.core.schema import STORED_MODALITIES
+from affect.data.config import load_config
 from affect.evaluate.answers import conclusion
 from affect.evaluate.classification import classification_scores, confusion
 from affect.evaluate.grounding import ground_answers
@@ -58,80 +58,60 @@ class Answers:
         return classification_scores(self.counts).means["acc"]
 
 
-def write_report(
-    root: Path, seeds: list[int], inputs: list[str], removals: list[str], seconds: dict[str, float]
-) -> Path:
-    """Write report.md and its pictures into `root` and return its path."""
+def write_report(root: Path, seeds: list[int], inputs: list[str], removals: list[str], took: dict[str, float]) -> Path:
+    """Write report.md and its pictures into `root` and return its path; took: stage -> seconds."""
+    fused = [read_answers(root, f"fused_seed{seed}") for seed in seeds]
+    without = {what: [read_answers(root, f"fused_seed{seed}", what) for seed in seeds] for what in removals}
     scores = {name: [read_answers(root, f"{name}_seed{seed}").accuracy for seed in seeds] for name in inputs}
-    missing = {what: [read_answers(root, f"fused_seed{seed}", what).accuracy for seed in seeds] for what in removals}
-    baselines = linear_baselines(root)
-    answers = read_answers(root, f"fused_seed{seeds[0]}")
-    pictures = sample_pictures(root, answers)
+    answers, each_seed = fused[0], [f"seed {seed}" for seed in seeds]
+    grounded = {"nothing": answers, **{what: each[0] for what, each in without.items()}}
     draw_confusion(root / "confusion.png", answers.counts, LABELS, "fused, held-out people")
-    first = f"fused_seed{seeds[0]}"
-    grounded = {"nothing": answers, **{what: read_answers(root, first, what) for what in removals}}
     curves = sorted((root / "runs" / f"fused_seed{seeds[0]}" / "training_curves").glob("training_curves_epoch*.png"))
-    chance = 1 / len(LABELS)
-    lines = [
+    parts = [
         "# What the demo showed",
-        "",
-        f"{len(answers.truth)} clips of people who were not trained on, six emotions, chance {chance:.2f}. "
+        f"{len(answers.truth)} clips of people who were not trained on, six emotions, chance {1 / len(LABELS):.2f}. "
         "Accuracy counts the emotion that an answer ends on.",
-        "",
-        *table(["input", *[f"seed {seed}" for seed in seeds]], scores),
-        "",
-        *table(["fused", "accuracy", "macro F1", "UAR"], {f"seed {seed}": summary(root, seed) for seed in seeds}),
-        "",
+        table(["input", *each_seed], scores),
+        table(["fused", "accuracy", "macro F1", "UAR"], dict(zip(each_seed, map(summary, fused), strict=True))),
         "![confusion of emotions](confusion.png)",
-        "",
         "A logistic regression on the means of the same features, for comparison: the clips are drawn so that face and "
         "voice together settle the emotion, so the figures show that the chain works, not how hard the task is.",
-        "",
-        *table(["features", "accuracy"], {name: [value] for name, value in baselines.items()}),
-        "",
+        table(["features", "accuracy"], linear_baselines(root)),
         "## When something is missing at test time",
-        "",
         "The fused models answer the same clips with streams taken away. Without the voice, or without all that shows "
         "the face, two emotions cannot be told apart, so 0.50 is the most there is to reach.",
-        "",
-        *table(["taken away", *[f"seed {seed}" for seed in seeds]], missing),
-        "",
+        table(["taken away", *each_seed], {what: [seed.accuracy for seed in each] for what, each in without.items()}),
         "## Do the answers speak of what the clip shows?",
-        "",
         "Mentions of muscle movement against the measured action units, and the share of answers that speak of a voice "
         "or a face that was taken away: the text to learn from always names both, so the models do too.",
-        "",
-        *table(["taken away", "precision", "recall", "speaks of the absent"], grounding_rows(grounded)),
-        "",
+        table(["taken away", "precision", "recall", "speaks of the absent"], grounding_rows(grounded)),
         "## Training",
-        "",
         *[f"![training curves]({path.relative_to(root)})" for path in curves[-1:]],
-        "",
         "## Answers",
-        "",
+        *sample_answers(root, answers),
+        "## Time",
+        table(["stage", "seconds"], {stage: [round(seconds)] for stage, seconds in took.items()}),
     ]
-    for name, path in pictures.items():
-        lines += [f"**{name}** ({answers.truth[name]}): {answers.texts[name]}", "", f"![{name}]({path.name})", ""]
-    lines += ["## Time", "", *table(["stage", "seconds"], {name: [round(value)] for name, value in seconds.items()})]
+    text = "\n\n".join(parts) + "\n"
     path = root / "report.md"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines[:20]))
+    path.write_text(text, encoding="utf-8")
+    print("\n".join(text.splitlines()[:20]))
     return path
 
 
-def summary(root: Path, seed: int) -> list[float]:
-    """Return accuracy, macro F1 and unweighted average recall of a fused model."""
-    scores = classification_scores(read_answers(root, f"fused_seed{seed}").counts)
-    return [scores.means[name] for name in ("acc", "macro_f1", "uar")]
+def summary(answers: Answers) -> list[float]:
+    """Return accuracy, macro F1 and unweighted average recall."""
+    means = classification_scores(answers.counts).means
+    return [means[name] for name in ("acc", "macro_f1", "uar")]
 
 
-def table(header: list[str], rows: dict[str, list[float]]) -> list[str]:
-    """Return the lines of a Markdown table."""
+def table(header: list[str], rows: dict[str, list[float]]) -> str:
+    """Return a Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name, values in rows.items():
         cells = [f"{value:.2f}" if isinstance(value, float) else str(value) for value in values]
         lines.append("| " + " | ".join([name.replace("_", " "), *cells]) + " |")
-    return lines
+    return "\n".join(lines)
 
 
 def read_answers(root: Path, run: str, without: str = "nothing") -> Answers:
@@ -149,44 +129,38 @@ def grounding_rows(answers: dict[str, Answers]) -> dict[str, list[float]]:
     return {what: [each.precision, each.recall, each.absent_share] for what, each in found.items()}
 
 
-def linear_baselines(root: Path) -> dict[str, float]:
+def linear_baselines(root: Path) -> dict[str, list[float]]:
     """Return the test accuracy of a logistic regression on each stream's mean features, and on all of them."""
     config = load_config(Path(__file__).parents[2] / "train_configs/demo.yaml")
+    section, store = config.datasets["demo"], FeatureStore(root / "features", "demo")
     clips = pd.read_csv(root / "clips.csv", dtype=str)
     training = (clips.split == "train").to_numpy()
-    streams = {
-        stream: mean_features(root, config.datasets["demo"], config.model.feature_dim(stream), stream, clips.name)
-        for stream in STORED_MODALITIES
-    }
+    streams = {}
+    for stream in STORED_MODALITIES:  # a clip that has no feature has a mean of zeros
+        spec = section.spec(stream, config.model.feature_dim(stream))
+        arrays = [store.read(spec, name) for name in clips.name]
+        streams[str(stream)] = np.stack([a.mean(axis=0) if len(a) else np.zeros(spec.dim, np.float32) for a in arrays])
     scores = {}
-    for name, columns in {**{str(s): [s] for s in streams}, "all together": list(streams)}.items():
-        x = np.concatenate([streams[s] for s in columns], axis=1)
+    for name, x in {**streams, "all together": np.concatenate(list(streams.values()), axis=1)}.items():
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
         model.fit(x[training], clips.emotion[training])
-        scores[name] = float(model.score(x[~training], clips.emotion[~training]))
+        scores[name] = [float(model.score(x[~training], clips.emotion[~training]))]
     return scores
 
 
-def mean_features(root: Path, config: DatasetConfig, dim: int, stream: Modality, names: pd.Series) -> np.ndarray:
-    """Return the mean feature of each clip [N, D]; zeros where a clip has none."""
-    store = FeatureStore(root / "features", "demo")
-    arrays = [store.read(config.spec(stream, dim), name) for name in names]
-    return np.stack([array.mean(axis=0) if len(array) else np.zeros(dim, np.float32) for array in arrays])
-
-
-def sample_pictures(root: Path, answers: Answers) -> dict[str, Path]:
-    """Draw some answers, of different emotions, each beside a frame and the action units over time."""
+def sample_answers(root: Path, answers: Answers) -> list[str]:
+    """Draw some clips, of different emotions, and return lines that show each beside its answer."""
     chosen: dict[str, str] = {}
     for name, emotion in answers.truth.items():
         chosen.setdefault(emotion, name)
-    paths = {}
+    lines = []
     for name in sorted(chosen.values())[:SAMPLES]:
         video = read_video(root / "clips" / "video" / f"{name}.mp4")
         units = read_openface(root / "clips" / "openface" / f"{name}.csv")
-        paths[name] = draw_sample(
-            root / f"sample_{name}.png", video.frames([video.num_frames // 2])[0], units, answers.texts[name]
-        )
-    return paths
+        frame, path = video.frames([video.num_frames // 2])[0], root / f"sample_{name}.png"
+        draw_sample(path, frame, units, answers.texts[name])
+        lines += [f"**{name}** ({answers.truth[name]}): {answers.texts[name]}", f"![{name}]({path.name})"]
+    return lines
 
 
 def draw_sample(path: Path, frame: np.ndarray, units: pd.DataFrame, answer: str) -> Path:

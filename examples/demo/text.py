@@ -48,15 +48,12 @@ def language_corpus(count: int, seed: int, book: PromptBook) -> list[tuple[str, 
     for _ in range(count):
         emotion = rng.choice(list(EMOTIONS))
         if rng.random() < 0.7:
-            kind, value = (
-                "description",
-                reasoning(rng.choice(list(FACE_CUES)), rng.choice(list(VOICE_CUES)), emotion, rng),
-            )
+            face, voice = rng.choice(list(FACE_CUES)), rng.choice(list(VOICE_CUES))
+            kind, value = "description", reasoning(face, voice, emotion, rng)
         else:
             kind, value = "ovlabel", emotion
-        streams = [
-            text for name, text in book.streams.items() if name not in ("subtitle", "image") and rng.random() < 0.7
-        ]
+        others = (text for name, text in book.streams.items() if name not in ("subtitle", "image"))
+        streams = [text for text in others if rng.random() < 0.7]
         subtitle = book.streams["subtitle"].replace("{SUBTITLE}", rng.choice(SUBTITLES))
         prompt = book.start + "".join(streams) + subtitle + book.end.replace("{QUESTION}", book.question(kind))
         answer = book.questions[kind]["answer"].replace("{DESCRIPTION}", value).replace("{OVLABELS}", value)

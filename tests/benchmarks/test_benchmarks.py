@@ -12,7 +12,7 @@ from benchmarks import train as benchmark_train
 from benchmarks.world import Preset
 from toy_clips import write_clips
 
-SMALL = Preset(32, 64, 1, 2, 1, 2000, lora_r=2)
+SMALL = Preset(32, 64, 1, 2, 1, 2000)
 
 
 @pytest.fixture
