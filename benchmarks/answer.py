@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from affect.answer.answerer import Answerer
-from affect.answer.loading import inference_device
+from affect.answer.setup import inference_device
 from affect.core.layouts import LAYOUTS
 from affect.data.config import Config
 from affect.data.dataset import ClipDataset, open_datasets

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from affect.answer.answerer import Answerer
-from affect.answer.loading import check_layout, load_model
+from affect.answer.answerer import Answerer, open_answerer
+from affect.answer.setup import check_layout
 from affect.cli import train
 from affect.data.config import Config, save_config
 
@@ -21,8 +21,7 @@ def train_tiny(config: Config, folder: Path, epochs: int = 1) -> Path:
 def load_answerer(config: Config, checkpoint: Path, layout: str) -> Answerer:
     """Return the model of a checkpoint, ready to answer in a layout."""
     check_layout(config, checkpoint, layout)
-    model = load_model(config, checkpoint)
-    return Answerer(model, config, layout, model.generate)
+    return open_answerer(config, checkpoint, layout)
 
 
 def evaluation_file(folder: Path) -> Path:

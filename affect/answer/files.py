@@ -54,7 +54,8 @@ def answer_settings(
     inference, model = config.inference, config.model
     needed = LAYOUTS[section.face_or_frame].needed
     wording = json.dumps(asdict(prompts), sort_keys=True)
-    settings = {
+    sampled = ("top_p", "temperature", "seed") if inference.do_sample else ()
+    return {
         "checkpoint": weights_hash(checkpoint),
         "language_model": encoder_identity(model.llama_model),
         "load_in_4bit": model.load_in_4bit,
@@ -64,12 +65,8 @@ def answer_settings(
         "question": prompts.question(kind),
         "wording": hashlib.sha256(wording.encode()).hexdigest()[:16],
         "max_length": model.max_length,
-        "max_new_tokens": inference.max_new_tokens,
-        "do_sample": inference.do_sample,
-        "backend": inference.backend,
+        **{key: getattr(inference, key) for key in ("max_new_tokens", "do_sample", "backend", *sampled)},
     }
-    sampled = ("top_p", "temperature", "seed") if inference.do_sample else ()
-    return settings | {key: getattr(inference, key) for key in sampled}
 
 
 def resume_answers(path: Path, settings: dict[str, Any], overwrite: bool = False) -> set[str]:

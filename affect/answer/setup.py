@@ -1,13 +1,23 @@
-"""What an inference run answers with and about: its checkpoints, their configuration, its data sets."""
+"""What an inference run answers with and about: checkpoints, their configuration and model, its data sets."""
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
+import torch
+from peft.tuners.lora import LoraLayer
+
+from affect.core.device import pick_device
+from affect.core.layouts import LAYOUTS
 from affect.data.config import Config, ConfigError, DatasetConfig, FeatureConfig, InferenceConfig, read_config
 from affect.data.known_datasets import KNOWN_DATASETS, dataset_name, known_dataset
 from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_state
+from affect.models.affectgpt import AffectGPT, build_affectgpt
+from affect.models.saved import load_weights
+
+logger = logging.getLogger(__name__)
 
 FREE_KEYS = {
     "au_agent_base_model",
@@ -27,21 +37,15 @@ _RAW = ("video_root", "audio_root", "face_root")
 _MANY = re.compile(r"(\d+)-(\d+)")
 
 
-def ckpt_root(config: Config, cfg_path: str) -> str:
-    """Return where the checkpoint is (raises ConfigError when the file does not say)."""
-    if config.inference.ckpt_root is None:
-        raise ConfigError(
-            f"{cfg_path}: inference.ckpt_root: expected the folder of a run, found nothing; or give --ckpt"
-        )
-    return config.inference.ckpt_root
-
-
-def find_checkpoints(root: str | Path, inference: InferenceConfig) -> list[Path]:
+def find_checkpoints(root: str | Path | None, inference: InferenceConfig) -> list[Path]:
     """Return the checkpoints that are to answer, oldest first: one, or those of `test_epochs`.
 
-    A checkpoint that `root` itself names, or `test_epoch`, counts before `test_epochs`. Raises ConfigError for
-    epochs that are none, ValueError where there is no such checkpoint.
+    root: where they are, by default `ckpt_root`. A checkpoint that it names itself, or `test_epoch`, counts before
+    `test_epochs`. Raises ConfigError for no root and for epochs that are none, ValueError where no such one is there.
     """
+    root = root or inference.ckpt_root
+    if root is None:
+        raise ConfigError("inference.ckpt_root: expected the folder of a run, found nothing; or give --ckpt")
     last = find_checkpoint(root, inference.ckpt_name, inference.test_epoch)
     if inference.test_epochs is None or inference.test_epoch is not None or last == Path(root):
         return [last]
@@ -51,11 +55,8 @@ def find_checkpoints(root: str | Path, inference: InferenceConfig) -> list[Path]
     first, final = int(match[1]), int(match[2])
     saved = list_checkpoints(last.parent, whole_epochs=True)
     epochs = {checkpoint: read_state(checkpoint).epoch for checkpoint in saved}
-    chosen = [
-        checkpoint
-        for checkpoint, epoch in epochs.items()
-        if first <= epoch <= final and epoch % inference.skip_epoch == 0
-    ]
+    wanted = range(first, final + 1)
+    chosen = [path for path, epoch in epochs.items() if epoch in wanted and epoch % inference.skip_epoch == 0]
     if not chosen:
         every = f" that {inference.skip_epoch} divides" if inference.skip_epoch > 1 else ""
         raise ValueError(
@@ -100,11 +101,8 @@ def answered_datasets(asked: Config, trained: Config, name: str | None = None) -
 
 
 def _section(name: str, asked: Config, trained: Config) -> DatasetConfig:
-    base = trained.datasets.get(name) or _like_trained(trained)
-    given = asked.datasets.get(name)
-    if given is None:
-        return base
-    return base.model_copy(update={key: getattr(given, key) for key in given.model_fields_set})
+    base, given = trained.datasets.get(name) or _like_trained(trained), asked.datasets.get(name)
+    return base.model_copy(update={key: getattr(given, key) for key in given.model_fields_set} if given else {})
 
 
 def _like_trained(trained: Config) -> DatasetConfig:
@@ -117,3 +115,66 @@ def _like_trained(trained: Config) -> DatasetConfig:
     if root.name.lower() == dataset_name(other).lower():  # users name the common root, or a data set's own folder
         section.preextracted_root = str(root.parent)
     return section
+
+
+def inference_device(inference: InferenceConfig) -> torch.device:
+    """Return the configured device; `gpu` is the CPU on a machine that has none, for users' files always name one.
+
+    With backend vllm it is the CPU, since vLLM takes the GPU. Raises ValueError for a GPU that does not exist.
+    """
+    if inference.backend == "vllm":
+        return torch.device("cpu")
+    if inference.gpu is None or inference.device != "auto":
+        return pick_device(inference.device, "inference.device")
+    if not torch.cuda.is_available():
+        logger.info("inference.gpu: %d, but this machine has no GPU: answering on the CPU", inference.gpu)
+        return torch.device("cpu")
+    return pick_device(f"cuda:{inference.gpu}", "inference.gpu")
+
+
+def check_layout(config: Config, checkpoint: Path, layout: str) -> None:
+    """Raise ValueError where a checkpoint was never trained on a stream of the layout."""
+    trained = [LAYOUTS[section.face_or_frame] for section in config.datasets.values()]
+    known = {stream for each in trained for stream in each.branches}
+    unknown = [stream for stream in LAYOUTS[layout].branches if stream not in known]
+    if unknown or (LAYOUTS[layout].fused and not any(each.fused for each in trained)):
+        names = ", ".join(section.face_or_frame for section in config.datasets.values())
+        raise ValueError(f"{checkpoint}: expected a layout like those it was trained on ({names}), found {layout}")
+
+
+def load_model(config: Config, checkpoint: Path) -> AffectGPT:
+    """Return the model of a checkpoint on its device, in bfloat16 where a GPU can.
+
+    config: what the checkpoint was trained with, and the wanted `inference` section. Raises ValueError when the
+    checkpoint does not fit, the device does not exist, or 4 bits are asked for where they cannot be.
+    """
+    device = inference_device(config.inference)
+    if config.model.load_in_4bit and device.type != "cuda":
+        raise ValueError(
+            f"model.load_in_4bit: expected answers by backend hf on a GPU, found backend {config.inference.backend} on "
+            f"{device}; set it to False"
+        )
+    if device.index is not None:
+        torch.cuda.set_device(device)  # where weights in 4 bits are loaded to
+    on_gpu = device.type == "cuda" or (config.inference.backend == "vllm" and torch.cuda.is_available())
+    half = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    trained = [LAYOUTS[section.face_or_frame] for section in config.datasets.values()]
+    model = build_affectgpt(config.model, trained, torch.bfloat16 if half else torch.float32)
+    exact = not half and not config.model.load_in_4bit
+    use_checkpoint(model, checkpoint, merge=exact and config.inference.backend == "hf")
+    return model.to(device).eval()
+
+
+def use_checkpoint(model: AffectGPT, checkpoint: Path, merge: bool | None = None) -> None:
+    """Load the weights of a checkpoint into a model that is to answer (raises ValueError when they do not fit).
+
+    merge: add the adapter to the weights that it adapts, which saves a third of the time; by default where the
+    checkpoint before was merged. In bfloat16 the sum would be rounded, and answers would differ.
+    """
+    layer = next(module for module in model.llm.modules() if isinstance(module, LoraLayer))
+    merge = layer.merged if merge is None else merge
+    if layer.merged:
+        model.llm.unmerge_adapter()
+    load_weights(checkpoint, model)
+    if merge:
+        model.llm.merge_adapter()

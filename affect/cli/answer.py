@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING
 from affect.cli import answer_clip
 
 if TYPE_CHECKING:  # --help opens at once
-    from rich.console import Console
-
     from affect.data.config import Config, DatasetConfig
     from affect.data.dataset import ClipDataset
 
@@ -34,25 +32,24 @@ def main(arguments: list[str] | None = None) -> int:
         return expressions.main(arguments)
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    from rich.console import Console
-
     from affect.answer.attention import check_attention
-    from affect.answer.loading import check_layout, inference_device
-    from affect.answer.setup import answered_datasets, ckpt_root, find_checkpoints, trained_config
+    from affect.answer.files import LABELS, REASONING
+    from affect.answer.setup import answered_datasets, check_layout, find_checkpoints, inference_device, trained_config
     from affect.data.config import load_config
 
     asked = load_config(args.cfg_path, options_of(args))
     asked.inference.device, asked.inference.gpu = str(inference_device(asked.inference)), None
-    checkpoints = find_checkpoints(args.ckpt or ckpt_root(asked, args.cfg_path), asked.inference)
+    checkpoints = find_checkpoints(args.ckpt, asked.inference)
     config = trained_config(asked, checkpoints[-1], args.cfg_path)
     sections = answered_datasets(asked, config, args.dataset)
     for section in sections.values():
         check_layout(config, checkpoints[-1], section.face_or_frame)
         if args.attention:
             check_attention(config.model, section.face_or_frame)
+    kind = LABELS if args.no_reasoning else REASONING
     if args.video:
-        return answer_one_clip(args, config, checkpoints[-1], next(iter(sections.values())), Console())
-    return answer_datasets(args, config, checkpoints, open_datasets(config, sections), Console())
+        return answer_one_clip(args, config, checkpoints[-1], next(iter(sections.values())), kind)
+    return answer_all(args, config, checkpoints, open_datasets(config, sections), kind)
 
 
 def asks_for_expressions(arguments: list[str] | None) -> bool:
@@ -97,14 +94,11 @@ def open_datasets(config: Config, sections: dict[str, DatasetConfig]) -> list[Cl
 
     AU sentences that are missing are made first, where the configuration wants that.
     """
-    from affect.answer.datasets import check_features
+    from affect.answer.answerer import check_features
     from affect.cli.au_fill import fill_sentences
     from affect.cli.live import open_store, warn_of_other_faces
-    from affect.core.layouts import LAYOUTS
     from affect.core.schema import Modality
-    from affect.data.dataset import ClipDataset
-    from affect.data.known_datasets import dataset_name
-    from affect.data.manifest import read_clips
+    from affect.data.dataset import open_dataset
     from extractors.run.live import LiveFeatures
 
     inference, model = config.inference, config.model
@@ -112,16 +106,8 @@ def open_datasets(config: Config, sections: dict[str, DatasetConfig]) -> list[Cl
     fill_sentences(config.model_copy(update={"datasets": sections}), inference.split, realtime_au)
     datasets = []
     for name, section in sections.items():
-        dataset = ClipDataset(
-            name=dataset_name(name),
-            clips=read_clips(name, section, inference.split),
-            config=section,
-            store=open_store(name, section, model, inference.device, realtime_au),
-            specs={
-                stream: section.spec(stream, model.feature_dim(stream))
-                for stream in LAYOUTS[section.face_or_frame].needed
-            },
-        )
+        dataset = open_dataset(name, section, model, inference.split)
+        dataset.store = open_store(name, section, model, inference.device, realtime_au)
         check_features(dataset)
         if isinstance(dataset.store, LiveFeatures) and Modality.FACE in dataset.store.specs:
             warn_of_other_faces(config, dataset.store.faces_from)
@@ -129,32 +115,19 @@ def open_datasets(config: Config, sections: dict[str, DatasetConfig]) -> list[Cl
     return datasets
 
 
-def answer_datasets(
-    args: argparse.Namespace, config: Config, checkpoints: list[Path], datasets: list[ClipDataset], console: Console
+def answer_all(
+    args: argparse.Namespace, config: Config, checkpoints: list[Path], datasets: list[ClipDataset], kind: str
 ) -> int:
     """Answer every data set with every checkpoint, each into a file of its own; return the exit code."""
-    from affect.answer.answerer import Answerer
-    from affect.answer.datasets import answer_dataset
-    from affect.answer.files import LABELS, REASONING
-    from affect.answer.loading import load_model, open_writer, use_checkpoint
-    from affect.core.failures import write_failures
-    from affect.data.config import ConfigError
+    from rich.console import Console
 
-    if config.inference.backend == "vllm" and len(checkpoints) > 1:
-        raise ConfigError(
-            f"inference.backend vllm answers with one checkpoint, found {len(checkpoints)} in inference.test_epochs; "
-            "run inference.py once for each test_epoch, or set backend to hf"
-        )
-    kind, failures = LABELS if args.no_reasoning else REASONING, {}
-    model = load_model(config, checkpoints[0])
-    writer = open_writer(config, model, checkpoints[0])
-    for checkpoint in checkpoints:
-        if checkpoint != checkpoints[0]:
-            use_checkpoint(model, checkpoint)
-        for dataset in datasets:
-            answerer = Answerer(model, config, dataset.config.face_or_frame, writer)
-            answer_dataset(answerer, dataset, checkpoint, kind, console, args.overwrite, args.attention, args.show)
-            failures |= dict.fromkeys(answerer.failures)
+    from affect.answer.answerer import answer_datasets
+    from affect.core.failures import write_failures
+
+    console = Console()
+    failures = answer_datasets(
+        config, checkpoints, datasets, kind, console, args.overwrite, args.attention, shown=args.show
+    )
     path = Path(f"{config.inference.base_root}-failures.csv")
     if write_failures(path, failures, "clip", empty=False):
         console.print(f"{len(failures)} clips could not be answered: {path}", soft_wrap=True)
@@ -162,19 +135,19 @@ def answer_datasets(
 
 
 def answer_one_clip(
-    args: argparse.Namespace, config: Config, checkpoint: Path, section: DatasetConfig, console: Console
+    args: argparse.Namespace, config: Config, checkpoint: Path, section: DatasetConfig, kind: str
 ) -> int:
     """Answer for the clip of --video; its answer takes the place of the one that it had; return the exit code."""
-    from affect.answer.answerer import Answerer
-    from affect.answer.attention import AttentionWriter
-    from affect.answer.datasets import show
-    from affect.answer.files import LABELS, REASONING, put_answer
-    from affect.answer.loading import load_model, open_writer
+    from rich.console import Console
 
-    folder, model = Path(config.inference.base_root), load_model(config, checkpoint)
-    look = AttentionWriter(model, folder / "clips-attention") if args.attention else None
-    answerer = Answerer(model, config, section.face_or_frame, open_writer(config, model, checkpoint), look)
-    answer = answer_clip.answer_clip(args, answerer, section, LABELS if args.no_reasoning else REASONING)
+    from affect.answer.answerer import open_answerer, show
+    from affect.answer.files import put_answer
+
+    folder, console = Path(config.inference.base_root), Console()
+    attention = folder / "clips-attention" if args.attention else None
+    answerer = open_answerer(config, checkpoint, section.face_or_frame, attention)
+    answer = answer_clip.answer_clip(args, answerer, section, kind)
     show(console, answer)
     put_answer(folder / "clips.jsonl", answer)
+    console.print(f"1 answer: {folder / 'clips.jsonl'}", soft_wrap=True)
     return 0

@@ -112,13 +112,13 @@ class ClipDataset:
 def open_dataset(
     name: str, config: DatasetConfig, model: ModelConfig, split: str, store: Features | None = None
 ) -> ClipDataset:
-    """Return one data set's split, its features checked to be there; they come from `store` where one is given.
+    """Return one data set's split; its features, unseen so far, come from `store` where one is given.
 
-    Raises ValueError for a bad table or split, FeatureError for missing features.
+    Raises ValueError for a bad table or split.
     """
     layout = LAYOUTS[config.face_or_frame]
     manifest = read_manifest(name, config, split)
-    dataset = ClipDataset(
+    return ClipDataset(
         name=dataset_name(name),
         clips=manifest.clips,
         config=config,
@@ -127,21 +127,23 @@ def open_dataset(
         choices=choices(name, config),
         lacking=manifest.lacking,
     )
-    dataset.check()
-    return dataset
 
 
 def open_datasets(config: Config, split: str, stores: Mapping[str, Features] | None = None) -> list[ClipDataset]:
-    """Return every data set of a configuration (raises ValueError when it names none).
+    """Return every data set of a configuration, its features checked to be there.
 
-    stores: data set -> where its features come from, for those that are not read from their feature store.
+    stores: data set -> where its features come from, for those that are not read from their feature store. Raises
+    ValueError when there are no data sets, FeatureError for missing features.
     """
     if not config.datasets:
         raise ValueError("section datasets: expected at least one data set, found none")
     stores = stores or {}
-    return [
+    datasets = [
         open_dataset(name, section, config.model, split, stores.get(name)) for name, section in config.datasets.items()
     ]
+    for dataset in datasets:
+        dataset.check()
+    return datasets
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from affect.core.layouts import Layout
 from affect.core.schema import PLACEHOLDERS, Batch, Modality
-from affect.data.config import ModelConfig
+from affect.data.config import InferenceConfig, ModelConfig
 from affect.models.fusion import (
     POSITIONS,
     AttentionBranch,
@@ -21,6 +20,7 @@ from affect.models.fusion import (
     MeanBranch,
     QFormerBranch,
     QFormerPreFusion,
+    Read,
     TokenBranch,
 )
 from affect.models.llm import answer_loss, load_llm, load_tokenizer
@@ -33,20 +33,6 @@ KIND = {
     Modality.IMAGE: "image",
 }
 """Stream -> the branch that reads it: faces and frames share one, as released checkpoints have it."""
-Read = tuple[Tensor, Tensor | None]
-"""Features [B, T, D] and their mask [B, T]."""
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are generated; greedy unless `do_sample`."""
-
-    max_new_tokens: int = 256
-    do_sample: bool = False
-    top_p: float = 0.9
-    temperature: float = 1.0
-    seed: int = 42
-    """What sampling draws from, together with the clips' names."""
 
 
 class AffectGPT(nn.Module):
@@ -76,7 +62,7 @@ class AffectGPT(nn.Module):
         return answer_loss(self.llm, self.embed(batch), batch.attention_mask, batch.labels, batch.answers)
 
     @torch.no_grad()
-    def generate(self, batch: Batch, decoding: Decoding) -> list[str]:
+    def generate(self, batch: Batch, decoding: InferenceConfig) -> list[str]:
         """Return the answer text of each row of a batch of prompts, without the prompt.
 
         What is sampled depends on the seed and on the clips of the batch, not on what was answered before.
@@ -110,7 +96,7 @@ class AffectGPT(nn.Module):
         read, tokens = self._standardised(batch), {}
         for stream, rows in batch.rows.items():
             if stream == Modality.MULTI:
-                made = self.fusion(*self._fused(read, rows))
+                made = self.fusion(self._fused(read, rows))
             else:
                 branch = self.branches[KIND[stream]]
                 if isinstance(branch, TokenBranch):
@@ -130,7 +116,7 @@ class AffectGPT(nn.Module):
             raise ValueError(f"multi_fusion_type {self.config.multi_fusion_type!r} has no attention maps; use qformer")
         clips: list[dict[Modality, Tensor]] = [{} for _ in batch.names]
         if (rows := batch.rows.get(Modality.MULTI)) is not None:
-            maps = self.fusion.attention_maps(*self._fused(self._standardised(batch), rows))
+            maps = self.fusion.attention_maps(self._fused(self._standardised(batch), rows))
             for place, row in enumerate(rows.tolist()):
                 for kind, stream in self.fused.items():
                     clips[row][stream] = maps[kind][:, place, ..., : batch.lengths[stream][row]]
@@ -152,10 +138,9 @@ class AffectGPT(nn.Module):
             read[stream] = self.norms[stream](x) if stream in self.norms else x, None if whole else batch.masks[stream]
         return read
 
-    def _fused(self, read: Mapping[Modality, Read], rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-        """Return kind -> features and kind -> masks of the streams that the pre-fusion reads, for some rows."""
-        pairs = {kind: _some(read[stream], rows) for kind, stream in self.fused.items()}
-        return tuple({kind: pair[part] for kind, pair in pairs.items()} for part in (0, 1))
+    def _fused(self, read: Mapping[Modality, Read], rows: Tensor) -> dict[str, Read]:
+        """Return kind -> what the pre-fusion reads of it, for some rows."""
+        return {kind: _some(read[stream], rows) for kind, stream in self.fused.items()}
 
     def _scale(self, tokens: Tensor) -> Tensor:
         if not self.config.normalize_tokens:
@@ -203,13 +188,6 @@ def fusion_parts(config: ModelConfig, layouts: Iterable[Layout], llm_dim: int) -
     branches = {KIND[each]: _branch(KIND[each], config.feature_dim(each), llm_dim, config) for each in streams}
     fusion = _pre_fusion(config, _fused_streams(layouts), llm_dim)
     return nn.ModuleDict({"branches": nn.ModuleDict(branches)} | ({"fusion": fusion} if fusion else {}))
-
-
-def fusion_shapes(config: ModelConfig, layouts: Iterable[Layout], llm_dim: int) -> dict[str, torch.Size]:
-    """Return name -> shape of the weights of `fusion_parts`."""
-    with torch.device("meta"):  # no memory, no numbers
-        parts = fusion_parts(config, layouts, llm_dim)
-    return {name: weight.shape for name, weight in parts.named_parameters()}
 
 
 def _branch(kind: str, dim: int, llm_dim: int, c: ModelConfig) -> nn.Module:

@@ -16,8 +16,8 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 POSITIONS = {"video": 32, "audio": 8, "au": 32}
 """Rows of the position tables, as released checkpoints have them."""
-Masks = Mapping[str, Tensor | None]
-"""Kind of stream -> which of its rows [B, T] are read; none: all."""
+Read = tuple[Tensor, Tensor | None]
+"""Features [B, T, D] and which of their rows [B, T] are read; without a mask all are."""
 
 
 class FeatureNorm(nn.Module):
@@ -176,7 +176,7 @@ class TokenBranch(nn.Module):
         return self.proj(rows)
 
 
-def _each_patch(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _each_patch(features: Tensor, mask: Tensor | None) -> Read:
     """Return features [B, T, P, D] and their mask with the patches one after the other: [B, TP, D] and [B, TP]."""
     if features.ndim == 3:
         return features, mask
@@ -206,25 +206,24 @@ class QFormerPreFusion(nn.Module):
         self.qformer = QFormer(width, queries, size)
         self.proj = nn.Linear(self.qformer.width, llm_dim)
 
-    def forward(self, features: Mapping[str, Tensor], masks: Masks) -> Tensor:
-        """Return tokens [B, Q, E] for kind -> features [B, T, D] under kind -> mask [B, T]."""
-        return self.proj(self.qformer(*self._together(features, masks)))
+    def forward(self, streams: Mapping[str, Read]) -> Tensor:
+        """Return tokens [B, Q, E] for kind -> features [B, T, D] under a mask [B, T]."""
+        return self.proj(self.qformer(*self._together(streams)))
 
-    def attention_maps(self, features: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+    def attention_maps(self, streams: Mapping[str, Read]) -> dict[str, Tensor]:
         """Return kind -> what each query looked at [layers, B, heads, Q, T]; all kinds together sum to 1."""
-        maps = self.qformer.attention_maps(*self._together(features, masks))
-        lengths = [features[kind].shape[1] for kind in self.projections]
+        maps = self.qformer.attention_maps(*self._together(streams))
+        lengths = [streams[kind][0].shape[1] for kind in self.projections]
         return dict(zip(self.projections, maps.split(lengths, dim=-1), strict=True))
 
-    def _together(self, features: Mapping[str, Tensor], masks: Masks) -> tuple[Tensor, Tensor | None]:
+    def _together(self, streams: Mapping[str, Read]) -> Read:
         marked = [
-            self.positions[kind](projection(features[kind])) + self.stream_marks[kind]
+            self.positions[kind](projection(streams[kind][0])) + self.stream_marks[kind]
             for kind, projection in self.projections.items()
         ]
-        if all(masks[kind] is None for kind in self.projections):
-            return torch.cat(marked, dim=1), None
-        explicit = [_explicit(masks[kind], features[kind]) for kind in self.projections]
-        return torch.cat(marked, dim=1), torch.cat(explicit, dim=1)
+        read = [streams[kind] for kind in self.projections]
+        whole = all(mask is None for _, mask in read)
+        return torch.cat(marked, dim=1), None if whole else torch.cat([_explicit(m, x) for x, m in read], dim=1)
 
 
 class AttentionPreFusion(nn.Module):
@@ -239,12 +238,13 @@ class AttentionPreFusion(nn.Module):
         self.score = nn.Linear(width, len(dims))
         self.proj = nn.Linear(width, llm_dim)
 
-    def forward(self, features: Mapping[str, Tensor], masks: Masks) -> Tensor:
-        """Return tokens [B, Q, E] for kind -> features [B, T, D] under kind -> mask [B, T]."""
+    def forward(self, streams: Mapping[str, Read]) -> Tensor:
+        """Return tokens [B, Q, E] for kind -> features [B, T, D] under a mask [B, T]."""
         means = []
         for kind, projection in self.projections.items():
-            mask = _explicit(masks[kind], features[kind])
-            means.append(projection(masked_mean(features[kind], mask)) * mask.any(dim=1, keepdim=True))
+            features, mask = streams[kind]
+            present = _explicit(mask, features).any(dim=1, keepdim=True)
+            means.append(projection(masked_mean(features, mask)) * present)
         stacked = torch.stack(means, dim=1)
         weights = self.score(self.mix(torch.cat(means, dim=1)))
         fused = (weights.unsqueeze(-1) * stacked).sum(dim=1)

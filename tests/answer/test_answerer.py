@@ -9,10 +9,9 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from affect.answer import loading
-from affect.answer.answerer import Answerer
-from affect.answer.datasets import check_features
-from affect.answer.loading import check_layout, inference_device, load_model
+from affect.answer import setup
+from affect.answer.answerer import Answerer, check_features
+from affect.answer.setup import check_layout, inference_device, load_model
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Modality
 from affect.data.config import InferenceConfig
@@ -156,7 +155,7 @@ def test_bfloat16_that_a_card_emulates_is_left_alone(tiny_world, tmp_path, monke
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or not emulated
     )
-    monkeypatch.setattr(loading, "build_affectgpt", lambda config, layouts, dtype: asked.append(dtype) or 1 / 0)
+    monkeypatch.setattr(setup, "build_affectgpt", lambda config, layouts, dtype: asked.append(dtype) or 1 / 0)
     tiny_world.inference.backend = "vllm"  # the model itself stays on the CPU
     with pytest.raises(ZeroDivisionError):
         load_model(tiny_world, tmp_path)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from affect.answer.loading import load_model
-from affect.answer.vllm import merged_folder
+from affect.answer.answerer import merged_folder
+from affect.answer.setup import load_model
 from affect.cli import answer as inference
 from affect.data.config import ConfigError
 from affect.engine.checkpoint import list_checkpoints

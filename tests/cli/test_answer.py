@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from affect.answer import loading
-from affect.answer.datasets import show
+from affect.answer import answerer
+from affect.answer.answerer import show
 from affect.answer.files import Answer
 from affect.cli import answer as inference
 from affect.core.au_json import au_json_path, write_au_json
@@ -15,6 +15,7 @@ from affect.core.schema import Modality
 from affect.data.config import ConfigError
 from affect.features.store import FeatureStore
 from extractors.au.openface import analyse_openface
+from extractors.run.settings import AU_BACKENDS
 from toy_answers import answers_file, records, train_tiny
 
 EMBEDDED = {Modality.FRAME: ("DCT", 128), Modality.AUDIO: ("PROSODY", 64), Modality.AU: ("HASHED_NGRAMS", 512)}
@@ -80,8 +81,8 @@ def test_clips_that_failed_are_answered_when_their_features_are_there(trained, t
 def test_each_checkpoint_of_some_epochs_has_a_file_of_its_own(tiny_world, tmp_path, monkeypatch):
     tiny_world.run.init_lr = 0.3  # so that they answer differently
     file = train_tiny(tiny_world, tmp_path, epochs=4)
-    loaded, load_model = [], loading.load_model
-    monkeypatch.setattr(loading, "load_model", lambda *values: loaded.append(values) or load_model(*values))
+    loaded, load_model = [], answerer.load_model
+    monkeypatch.setattr(answerer, "load_model", lambda *values: loaded.append(values) or load_model(*values))
     flags = ["--test_epochs", "2-4", "--skip_epoch", "2", "--options", "inference.test_epoch=1"]
     inference.main(["--cfg-path", str(file), *flags])  # what is typed counts before the file's one epoch
     assert len(loaded) == 1
@@ -104,13 +105,13 @@ def test_what_the_queries_read_is_kept_and_drawn(trained, tmp_path):
 def test_a_pre_fusion_without_queries_is_named_before_the_model_is_loaded(tiny_world, tmp_path, monkeypatch):
     tiny_world.model.multi_fusion_type = "attention"
     file = train_tiny(tiny_world, tmp_path)
-    monkeypatch.setattr(loading, "load_model", None)
+    monkeypatch.setattr(answerer, "load_model", None)
     with pytest.raises(ValueError, match="--attention: expected a pre-fusion with queries"):
         inference.main(["--cfg-path", str(file), "--attention"])
 
 
 def test_features_of_another_encoder_stop_the_run_before_the_model_is_loaded(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "load_model", None)
+    monkeypatch.setattr(answerer, "load_model", None)
     for sidecar in (tmp_path / "features/toy").glob("face_*/provenance.json"):
         sidecar.write_text(sidecar.read_text().replace('"encoder": "V"', '"encoder": "W"'))
     with pytest.raises(ValueError, match="encoder is 'W', but the run expects 'V'"):
@@ -229,10 +230,11 @@ def test_a_table_of_another_clip_is_noticed(trained_on_embedded, shared, caplog)
     assert "75 frames, but its OpenFace table 169" in caplog.text
 
 
-def test_a_clip_without_a_table_is_answered_from_the_rest(trained_on_embedded, tmp_path, shared):
+def test_a_clip_without_a_table_is_answered_from_the_rest(trained_on_embedded, tmp_path, shared, capsys):
     video = shared / "data/video/grid_bbaf2n.mpg"
     for _ in range(2):  # its answer takes the place of the one before
         inference.main(["--cfg-path", str(trained_on_embedded), "--video", str(video)])
+    assert capsys.readouterr().out.count(f"1 answer: {tmp_path / 'results' / 'clips.jsonl'}") == 2
     (answer,) = records(tmp_path / "results" / "clips.jsonl")
     assert answer["missing"] == ["au"]
     assert answer["action_units"] == {}
@@ -263,7 +265,7 @@ def test_a_clip_is_extracted_with_the_settings_that_extraction_has(trained_on_em
 
 def test_action_units_come_from_the_backend_that_is_asked_for(trained_on_embedded, tmp_path, shared, monkeypatch):
     table = shared / "data/openface/featureextraction/grid_bbaf2n.csv"
-    monkeypatch.setattr("extractors.run.settings._MODULES", {})  # as if its package were installed
+    monkeypatch.setitem(AU_BACKENDS, "mediapipe", None)  # as if its package were installed
     monkeypatch.setattr("extractors.au.landmarks.analyse_landmarks", lambda video: analyse_openface(table, video))
     answer_with(trained_on_embedded, shared / "data/video/grid_bbaf2n.mpg", "--au_backend", "mediapipe")
     assert records(tmp_path / "results" / "clips.jsonl")[-1]["action_units"]

@@ -11,11 +11,10 @@ from affect.cli import convert_checkpoint
 from affect.core.layouts import LAYOUTS
 from affect.data.config import load_config, read_config
 from affect.engine.checkpoint import find_checkpoint, read_state
-from affect.models.affectgpt import build_affectgpt, fusion_shapes
+from affect.models.affectgpt import build_affectgpt
 from affect.models.llm import load_llm
-from affect.models.reference_keys import adapter_to_reference, fusion_to_reference
 from affect.models.saved import load_weights
-from affect.tasks.reference_checkpoint import video_steps
+from affect.tasks.reference_checkpoint import adapter_to_reference, fusion_shapes, fusion_to_reference, video_steps
 
 LAYOUT = "multiface_audio_face_au_text"
 

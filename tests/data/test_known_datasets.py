@@ -253,6 +253,7 @@ def test_iemocap_goes_by_two_names(tmp_path):
     config = section(tmp_path, label_type="ovlabel")
     write_features("iemocap", config, EXPECTED["iemocap"]["test"])
     dataset = open_dataset("IEMOCAPFour", config, MODEL, "test")
+    dataset.check()
     assert dataset.name == "iemocap"
     assert dataset.store.root.name == "iemocap"
 

@@ -9,10 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Clip, Modality
 from affect.data.collate import Collator
+from affect.data.config import InferenceConfig
 from affect.data.dataset import TrainingSamples, make_sample, open_datasets, query_tokens
 from affect.data.prompts import load_prompts
 from affect.data.sampling import Draw
-from affect.models.affectgpt import Decoding, build_affectgpt, splice
+from affect.models.affectgpt import build_affectgpt, splice
 
 FULL = LAYOUTS["multiface_audio_face_frame_au_text"]
 
@@ -40,7 +41,7 @@ def test_loss_matches_the_library_on_spliced_embeddings(tiny_world, model):
 
 
 def test_a_batch_answers_as_single_clips_do(tiny_world, model):
-    decoding = Decoding(max_new_tokens=6)
+    decoding = InferenceConfig(max_new_tokens=6)
     together = model.generate(batch(tiny_world, model, [0, 3, 4], generation=True), decoding)
     alone = [model.generate(batch(tiny_world, model, [i], generation=True), decoding)[0] for i in (0, 3, 4)]
     assert together == alone

@@ -37,17 +37,21 @@ def streams(batch=2):
     return features, masks
 
 
+def paired(features, masks):
+    return {kind: (features[kind], masks[kind]) for kind in features}
+
+
 def test_pre_fusion_ignores_what_is_masked_out():
     fusion = QFormerPreFusion({"video": 6, "audio": 5, "au": 4}, 10, 4, SMALL).eval()
     features, masks = streams()
     masks["audio"][0] = False
     masks["au"][:, 2:] = False
-    before = fusion(features, masks)
+    before = fusion(paired(features, masks))
     features["audio"][0] += 50
     features["au"][:, 2:] -= 50
-    torch.testing.assert_close(fusion(features, masks), before)
+    torch.testing.assert_close(fusion(paired(features, masks)), before)
     features["video"] += 1
-    assert not torch.allclose(fusion(features, masks), before)
+    assert not torch.allclose(fusion(paired(features, masks)), before)
 
 
 def test_pre_fusion_tells_streams_and_positions_apart():
@@ -57,15 +61,15 @@ def test_pre_fusion_tells_streams_and_positions_apart():
     features, masks = streams()
     features = {"video": features["video"], "audio": features["video"].roll(1, 0)}
     masks = {kind: masks[kind] for kind in features}
-    one_way = fusion(features, masks)
-    assert not torch.allclose(fusion({k: x.flip(1) for k, x in features.items()}, masks), one_way, atol=1e-4)
+    one_way = fusion(paired(features, masks))
+    assert not torch.allclose(fusion(paired({k: x.flip(1) for k, x in features.items()}, masks)), one_way, atol=1e-4)
 
 
 def test_attention_maps_are_distributions_over_the_streams_that_are_there():
     fusion = QFormerPreFusion({"video": 6, "audio": 5, "au": 4}, 10, 4, SMALL).eval()
     features, masks = streams()
     masks["audio"][0] = False
-    maps = fusion.attention_maps(features, masks)
+    maps = fusion.attention_maps(paired(features, masks))
     assert maps["video"].shape == (2, 2, 2, 4, 8)  # layers, batch, heads, queries, steps
     torch.testing.assert_close(sum(m.sum(-1) for m in maps.values()), torch.ones(2, 2, 2, 4))
     assert maps["audio"][:, 0].max() < 1e-6
@@ -75,10 +79,10 @@ def test_a_pre_fusion_without_anything_to_read_still_makes_tokens():
     fusion = QFormerPreFusion({"video": 6, "audio": 5}, 10, 4, SMALL).eval()
     features = {"video": torch.zeros(1, 0, 6), "audio": torch.zeros(1, 0, 5)}
     masks = {kind: torch.zeros(1, 0, dtype=torch.bool) for kind in features}
-    tokens = fusion(features, masks)
+    tokens = fusion(paired(features, masks))
     assert tokens.shape == (1, 4, 10)
     assert tokens.isfinite().all()
-    assert [weights.shape[-1] for weights in fusion.attention_maps(features, masks).values()] == [0, 0]
+    assert [weights.shape[-1] for weights in fusion.attention_maps(paired(features, masks)).values()] == [0, 0]
 
 
 def test_long_sequences_share_positions():

@@ -20,9 +20,8 @@ from affect.data.dataset import make_sample, query_tokens
 from affect.data.prompts import load_prompts
 from affect.models.affectgpt import AffectGPT, build_affectgpt
 from affect.models.llm import answer_logits
-from affect.models.reference_keys import LLM, adapter_to_reference, fusion_to_reference
 from affect.models.saved import load_weights
-from affect.tasks.reference_checkpoint import FACES
+from affect.tasks.reference_checkpoint import FACES, LLM, adapter_to_reference, fusion_to_reference
 
 WEIGHTS = {
     "attention_face": "attention_face",

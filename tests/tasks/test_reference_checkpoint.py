@@ -10,8 +10,8 @@ import torch
 from affect.core.layouts import Layout
 from affect.core.schema import Modality
 from affect.data.config import ModelConfig
-from affect.models.affectgpt import fusion_parts, fusion_shapes
-from affect.models.reference_keys import fusion_from_reference, fusion_to_reference
+from affect.models.affectgpt import fusion_parts
+from affect.tasks.reference_checkpoint import fusion_from_reference, fusion_shapes, fusion_to_reference
 
 FILES = {"qformer": "small_qformer", "attention_paper": "small_attention_paper", "mean": "small_mean"}
 STREAM = {"video": Modality.FACE, "audio": Modality.AUDIO, "au": Modality.AU, "image": Modality.IMAGE}
@@ -76,8 +76,8 @@ class Case:
     def tokens(self) -> torch.Tensor:
         # as the store and the collator would hand them over: a lone vector is one row
         features = {key: x.unsqueeze(1) if x.ndim == 2 else x for key, x in self.inputs.items()}
-        masks = {key: torch.ones(x.shape[:2], dtype=torch.bool) for key, x in features.items()}
-        return self.module(features, masks) if self.kind == "multi" else self.module(features["x"], masks["x"])
+        read = {key: (x, torch.ones(x.shape[:2], dtype=torch.bool)) for key, x in features.items()}
+        return self.module(read) if self.kind == "multi" else self.module(*read["x"])
 
     def reference_gradients(self) -> dict[str, torch.Tensor]:
         grads = {f"{self.prefix}{name}": weight.grad for name, weight in self.module.named_parameters()}
@@ -126,12 +126,12 @@ def test_marks_of_streams_become_part_of_the_reference_s_positions():
     assert not any(back[name].any() for name in shapes if "stream_marks" in name)
     generator = torch.Generator().manual_seed(1)
     features = {kind: torch.randn(2, 8, dim, generator=generator) for kind, dim in (("video", 6), ("audio", 5))}
-    masks = {kind: torch.ones(2, 8, dtype=torch.bool) for kind in features}
+    read = {kind: (x, torch.ones(2, 8, dtype=torch.bool)) for kind, x in features.items()}
     tokens = []
     for weights in (ours, back):
         module = fusion_parts(SMALL, [FUSED], 10)["fusion"].eval()
         module.load_state_dict({n.removeprefix("fusion."): w for n, w in weights.items() if n.startswith("fusion.")})
-        tokens.append(module(features, masks))
+        tokens.append(module(read))
     torch.testing.assert_close(tokens[0], tokens[1])
 
 
