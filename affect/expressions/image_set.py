@@ -134,16 +134,6 @@ def face_straightener() -> Straighten:
     return partial(straighten, finder=build_face_finder("auto"))
 
 
-def collate(samples: Sequence[Sample]) -> ImageBatch:
-    """Return samples side by side, e.g. two pictures [3, 48, 48] as images [2, 3, 48, 48]."""
-    return ImageBatch(
-        [sample.name for sample in samples],
-        torch.stack([sample.image for sample in samples]),
-        torch.tensor([sample.label for sample in samples]),
-        torch.stack([sample.target for sample in samples]),
-    )
-
-
 def check_images(image_set: ImageSet, workers: int) -> list[Failure]:
     """Return the images of a set that cannot be read, or show no face where faces are aligned.
 
@@ -184,10 +174,15 @@ class Readable(Dataset):
         return None
 
 
-def collate_readable(items: Sequence[Sample | Failure | None]) -> tuple[ImageBatch | None, list[Failure]]:
-    """Return the batch of what could be read, None when nothing could, and the failures."""
+def collate(items: Sequence[Sample | Failure | None]) -> tuple[ImageBatch | None, list[Failure]]:
+    """Return what could be read side by side, None when nothing could, and the failures."""
     samples = [item for item in items if isinstance(item, Sample)]
-    return collate(samples) if samples else None, [item for item in items if isinstance(item, Failure)]
+    failures = [item for item in items if isinstance(item, Failure)]
+    if not samples:
+        return None, failures
+    images, targets = (torch.stack([getattr(sample, key) for sample in samples]) for key in ("image", "target"))
+    labels = torch.tensor([sample.label for sample in samples])
+    return ImageBatch([sample.name for sample in samples], images, labels, targets), failures
 
 
 def loader_of(images: Readable, workers: int, device: str = "cpu", **batches: Any) -> DataLoader:
@@ -195,7 +190,7 @@ def loader_of(images: Readable, workers: int, device: str = "cpu", **batches: An
     return DataLoader(
         images,
         num_workers=workers,
-        collate_fn=collate_readable,
+        collate_fn=collate,
         pin_memory=device == "cuda",
         worker_init_fn=ignore_sigterm,
         **batches,

@@ -255,7 +255,8 @@ def test_workers_give_the_same_batches_as_the_process_itself(shared):
     train = opened(shared / "data/images/muxspace", auto_augment=True)["train"]
     batches = [[Draw(i, 0) for i in range(4)], [Draw(i, 1) for i in range(4)]]
     own, others = (list(DataLoader(train, batch_sampler=batches, num_workers=n, collate_fn=collate)) for n in (0, 1))
-    for mine, theirs in zip(own, others, strict=True):
+    for (mine, failed), (theirs, _) in zip(own, others, strict=True):
+        assert not failed
         assert mine.names == theirs.names and torch.equal(mine.images, theirs.images)
         assert mine.images.shape == (4, 3, 16, 16) and torch.equal(mine.targets.argmax(1), mine.labels)
 
