@@ -80,25 +80,15 @@ def build_encoder(modality: Modality | str, name: str, device: str = "cpu", weig
         from extractors.encoders.fer import FerEncoder
 
         return FerEncoder(name, source, device)
-    if family == "hf" and modality == Modality.AUDIO:
-        from extractors.encoders.hf_audio import HfAudioEncoder
-
-        return HfAudioEncoder(name, source, device, NAMED[modality].get(name))
-    if family == "hf" and modality == Modality.AU:
-        from extractors.encoders.hf_text import HfTextEncoder
-
-        return HfTextEncoder(name, source, device)
     if family == "hf":
-        from extractors.encoders.hf_vision import HfVisionEncoder
+        from extractors.encoders import hf
 
-        return HfVisionEncoder(name, source, device, NAMED[modality].get(name))
-    if modality == Modality.AU:
-        from extractors.encoders.openclip import OpenClipTextEncoder
+        kinds = {Modality.AUDIO: hf.HfAudioEncoder, Modality.AU: hf.HfTextEncoder}
+        return kinds.get(modality, hf.HfVisionEncoder)(name, source, device, NAMED[modality].get(name))
+    from extractors.encoders import openclip
 
-        return OpenClipTextEncoder(name, source, device)
-    from extractors.encoders.openclip import OpenClipVisionEncoder
-
-    return OpenClipVisionEncoder(name, source, device)
+    kind = openclip.OpenClipTextEncoder if modality == Modality.AU else openclip.OpenClipVisionEncoder
+    return kind(name, source, device)
 
 
 def _family_and_source(modality: Modality, name: str, source: str) -> tuple[str, str]:

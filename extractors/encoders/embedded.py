@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -17,10 +18,8 @@ from typing import Any
 import cv2
 import librosa
 import numpy as np
-from scipy.fft import dctn
+from scipy import fft
 
-from extractors.encoders.pitch import yin
-from extractors.encoders.prepare import as_it_is
 from extractors.media.audio import SAMPLE_RATE
 
 _SIDE = 48
@@ -28,6 +27,7 @@ _HOP = 320  # 20 ms
 _WINDOW = 1024  # 64 ms: four periods of the lowest pitch
 _LOWEST_PITCH, _HIGHEST_PITCH = 65.0, 500.0
 _FLOOR_DB = -80.0
+_DEEP = 0.1  # normalised difference below which the first dip counts as the period
 _WORD = re.compile(r"\w+(?:'\w+)?")
 
 
@@ -76,7 +76,7 @@ class DctEncoder:
         pictures = pictures.astype(np.float64)
         pictures -= pictures.mean(axis=(1, 2), keepdims=True)
         pictures /= pictures.std(axis=(1, 2), keepdims=True) + 1.0  # a flat picture stays near 0
-        spectrum = dctn(pictures, axes=(1, 2), norm="ortho").reshape(len(pictures), -1)
+        spectrum = fft.dctn(pictures, axes=(1, 2), norm="ortho").reshape(len(pictures), -1)
         return (spectrum[:, self._lowest] * self._weights).astype(np.float32)
 
 
@@ -84,7 +84,7 @@ class ProsodyEncoder:
     """Statistics of pitch, loudness, voice quality and spectrum of each sound clip.
 
     The choice follows the minimalistic acoustic parameter set for affect (Eyben et al., GeMAPS,
-    IEEE TAC 2016), computed by librosa; pitch by YIN (extractors/encoders/pitch.py). Silence
+    IEEE TAC 2016), computed by librosa; pitch by YIN (`yin`). Silence
     gives finite numbers: 0 pitch, loudness at -80 dB.
     """
 
@@ -123,7 +123,7 @@ class HashedNgramEncoder:
 
     name = "HASHED_NGRAMS"
     dim = 512
-    prepare = staticmethod(as_it_is)
+    prepare = staticmethod(list)
 
     def provenance(self) -> dict[str, Any]:
         """Return how the features are made, as plain JSON values."""
@@ -212,8 +212,44 @@ def _pitch(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return pitch, (now * later).sum(axis=1) / (power + 1e-9)
 
 
+def yin(windows: np.ndarray, rate: int, lowest: float, highest: float) -> np.ndarray:
+    """Return the pitch in Hz [M] of windows of sound [M, N] at `rate` samples a second, between two pitches in Hz.
+
+    YIN (de Cheveigné & Kawahara, JASA 111, 2002). librosa's own and its zero crossings call functions that numba
+    compiles and keeps on disk; what it keeps is now and then broken, and then every process that calls them dies.
+    The period is the first dip of the difference function, normalised by its mean so far, that is deep enough,
+    else the deepest place; a parabola through its neighbours refines it.
+    """
+    size = windows.shape[1]
+    shortest, longest = math.floor(rate / highest), min(math.ceil(rate / lowest), size - 1)
+    power = np.abs(fft.rfft(windows, fft.next_fast_len(2 * size - 1, real=True), axis=1)) ** 2
+    alike = fft.irfft(power, fft.next_fast_len(2 * size - 1, real=True), axis=1)[:, : longest + 1]
+    energy = np.cumsum(windows**2, axis=1)[:, :longest]
+    difference = 2 * (alike[:, :1] - alike[:, 1:]) - energy  # of lags 1 to longest
+    mean = np.cumsum(difference, axis=1) / np.arange(1, longest + 1)
+    curve = (difference / (mean + np.finfo(mean.dtype).tiny))[:, shortest - 1 :]
+
+    before, after = curve[:, :-1], curve[:, 1:]
+    dips = np.zeros(curve.shape, bool)
+    dips[:, 0] = before[:, 0] < after[:, 0]
+    dips[:, 1:] = after < before
+    dips[:, 1:-1] &= curve[:, 1:-1] <= curve[:, 2:]
+    deep = dips & (curve < _DEEP)
+    place = np.where(deep.any(axis=1), deep.argmax(axis=1), curve.argmin(axis=1))
+    return rate / (shortest + place + _shift(curve, place))
+
+
+def _shift(curve: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Return where the parabola through each place [M] of a curve [M, K] and its neighbours has its end, -1 to 1."""
+    rows, inner = np.arange(len(curve)), np.clip(place, 1, curve.shape[1] - 2)
+    left, middle, right = (curve[rows, inner + step] for step in (-1, 0, 1))
+    bend, slope = left + right - 2 * middle, (right - left) / 2
+    bent = (np.abs(slope) < np.abs(bend)) & (inner == place)
+    return np.where(bent, -slope / np.where(bent, bend, 1), 0)
+
+
 def _zero_crossings(clips: np.ndarray) -> np.ndarray:
-    """Return the share of samples at which the sign changes within a window, [C, F] (see pitch.py)."""
+    """Return the share of samples at which the sign changes within a window, [C, F], as `yin` without numba."""
     below = np.pad(clips, ((0, 0), (_WINDOW // 2, _WINDOW // 2)), mode="edge") < -1e-10
     changes = np.cumsum(np.diff(below, axis=1, prepend=below[:, :1]), axis=1)  # up to each sample
     return (changes[:, _WINDOW - 1 :: _HOP] - changes[:, : 1 - _WINDOW : _HOP]) / _WINDOW

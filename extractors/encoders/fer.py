@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from affect.core.weights import weights_hash
-from affect.expressions.models import ExpressionModel, load_model
-from affect.expressions.network_file import ModelCard, find_model
-from extractors.encoders.loading import WeightsError
+from affect.expressions.models import load_model
+from affect.expressions.network_file import find_model
 from extractors.encoders.prepare import NetworkInput
-from extractors.encoders.pretrained import PretrainedEncoder
+from extractors.encoders.pretrained import PretrainedEncoder, WeightsError
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,10 @@ class FerEncoder(PretrainedEncoder):
 
     def __init__(self, name: str, source: str, device: str = "cpu") -> None:
         super().__init__(name, source, device)
-        self._model, self._card = _load(name, source, device)
+        try:
+            self._model, self._card = load_model(source, device)
+        except ValueError as error:
+            raise WeightsError(f"encoder {name}: {error}") from error
         self.prepare = NetworkInput(self._card.input)
         noise = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
         self._try_out(self.prepare(noise)[0], weights_hash(find_model(source)))
@@ -54,10 +56,3 @@ class FerEncoder(PretrainedEncoder):
         # as in training: the convolutions in fewer bits, norms and softmax in float32
         with torch.autocast(images.device.type, self._dtype, enabled=self._dtype != torch.float32):
             return self._model.features(images)
-
-
-def _load(name: str, source: str, device: str) -> tuple[ExpressionModel, ModelCard]:
-    try:
-        return load_model(source, device)
-    except ValueError as error:
-        raise WeightsError(f"encoder {name}: {error}") from error

@@ -13,29 +13,39 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from affect.core.weights import source_hash
-from extractors.encoders.loading import WeightsError, load_pretrained, precision, try_out
 from extractors.encoders.picture_input import PictureInput
 from extractors.encoders.prepare import PictureShape, as_it_is
-from extractors.encoders.pretrained import PretrainedEncoder
+from extractors.encoders.pretrained import PretrainedEncoder, WeightsError
 
 
-class OpenClipVisionEncoder(PretrainedEncoder):
-    """Image features, not normalised: [T, 512] for open_clip:ViT-B-32/openai.
+class _OpenClipEncoder(PretrainedEncoder):
+    """A model of open_clip: a folder in its own format, a pair such as `ViT-B-32/openai`, or a hub id.
 
-    Raises WeightsError where `load_open_clip` finds no model.
+    Raises WeightsError for anything else.
     """
 
-    family = "open_clip_vision"
     libraries = (torch, open_clip)
 
     def __init__(self, name: str, source: str, device: str = "cpu") -> None:
         super().__init__(name, source, device)
-        self._model, _, weights = load_open_clip(name, source, device)
-        self._input = try_out(
-            lambda: _picture_input(PreprocessCfg(**self._model.visual.preprocess_cfg), name), name, source
+        self._model_name, options = _locate(name, source)
+        model = self._load(
+            lambda: open_clip.create_model(self._model_name, device=device, require_pretrained=True, **options)
         )
+        self._model = model.eval().to(self._dtype)
+        self._weights = _hash(source, options)
+
+
+class OpenClipVisionEncoder(_OpenClipEncoder):
+    """Image features, not normalised: [T, 512] for open_clip:ViT-B-32/openai."""
+
+    family = "open_clip_vision"
+
+    def __init__(self, name: str, source: str, device: str = "cpu") -> None:
+        super().__init__(name, source, device)
+        self._input = self._use(lambda: _picture_input(PreprocessCfg(**self._model.visual.preprocess_cfg), name))
         self.prepare = self._input.prepare
-        self._try_out(self._input.example(), weights)
+        self._try_out(self._input.example(), self._weights)
 
     def provenance(self) -> dict[str, Any]:
         """Return how the features are made, as plain JSON values."""
@@ -46,22 +56,17 @@ class OpenClipVisionEncoder(PretrainedEncoder):
         return self._model.encode_image(pixels, normalize=False)
 
 
-class OpenClipTextEncoder(PretrainedEncoder):
-    """Text features, rows of length 1: [N, 512] for CLIP_VITB32; texts are cut at the model's length, 77 tokens.
-
-    Raises WeightsError where `load_open_clip` finds no model.
-    """
+class OpenClipTextEncoder(_OpenClipEncoder):
+    """Text features, rows of length 1: [N, 512] for CLIP_VITB32; texts are cut at the model's length, 77 tokens."""
 
     family = "open_clip_text"
     rows_at_once = 256
-    libraries = (torch, open_clip)
     prepare = staticmethod(as_it_is)
 
     def __init__(self, name: str, source: str, device: str = "cpu") -> None:
         super().__init__(name, source, device)
-        self._model, model_name, weights = load_open_clip(name, source, device)
-        self._tokenize = load_pretrained(lambda: open_clip.get_tokenizer(model_name), name, source)
-        self._try_out("", weights)
+        self._tokenize = self._load(lambda: open_clip.get_tokenizer(self._model_name))
+        self._try_out("", self._weights)
 
     def provenance(self) -> dict[str, Any]:
         """Return how the features are made, as plain JSON values."""
@@ -71,19 +76,6 @@ class OpenClipTextEncoder(PretrainedEncoder):
     def _encode(self, texts: Sequence[str]) -> torch.Tensor:
         features = self._model.encode_text(self._tokenize(list(texts)).to(self._device), normalize=False)
         return torch.nn.functional.normalize(features.float(), dim=1)
-
-
-def load_open_clip(name: str, source: str, device: str) -> tuple[torch.nn.Module, str, str]:
-    """Return a model for inference in the device's precision, open_clip's own name of it, and its weights hash.
-
-    `source` is a folder in open_clip's own format, a pair such as `ViT-B-32/openai`, or a hub
-    id. Raises WeightsError for anything else.
-    """
-    model_name, options = _locate(name, source)
-    model = load_pretrained(
-        lambda: open_clip.create_model(model_name, device=device, require_pretrained=True, **options), name, source
-    )
-    return model.eval().to(precision(device)), model_name, _hash(source, options)
 
 
 def _locate(name: str, source: str) -> tuple[str, dict[str, Any]]:

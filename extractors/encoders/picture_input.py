@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from extractors.encoders.loading import WeightsError
 from extractors.encoders.prepare import PictureShape, as_it_is
+from extractors.encoders.pretrained import WeightsError
 
 # odd and even margins, wide and high, smaller and larger than what models take
 _PROBE_SIZES = ((1, 1), (3, 40), (40, 3), (17, 31), (288, 360), (301, 200))

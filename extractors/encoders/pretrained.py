@@ -1,21 +1,46 @@
-"""What encoders with weights share: rows of many items go through a model in batches, and back to their items."""
+"""What encoders with weights share: weights told of in one sentence, rows of many items in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-from extractors.encoders.loading import precision, try_out
+# what the libraries raise on folders and models that are not what they expect
+_LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError)
+
+
+class WeightsError(ValueError):
+    """Weights that are not there or do not fit the encoder."""
+
+
+def precision(device: str) -> torch.dtype:
+    """Return the numbers that a device computes in: float32, on CUDA bfloat16, or float16 where it is older.
+
+    Raises WeightsError for a CUDA device on a machine where torch finds none.
+    """
+    if torch.device(device).type != "cuda":
+        return torch.float32
+    if not torch.cuda.is_available():
+        raise WeightsError(
+            f"device {device} is asked for, but torch finds no GPU here; expected a CUDA build of torch and a driver, "
+            "so install both or use the device cpu"
+        )
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
 
 
 class PretrainedEncoder:
     """An encoder whose `_encode` gives features [N, D] for N rows: pictures, sound clips or sentences.
 
-    A subclass loads its model in the precision of the device and then calls `_try_out` with a row.
+    A subclass loads its model (`_load`) in the precision of the device and then calls `_try_out` with a row.
     """
 
     family: str
@@ -44,6 +69,36 @@ class PretrainedEncoder:
         for start in range(0, len(rows), self.rows_at_once):
             yield rows[start : start + self.rows_at_once]
 
+    def _load(self, load: Callable[[], Any]) -> Any:
+        """Return `load()`, which reads from the source; raises WeightsError that says where to put the weights."""
+        try:
+            return load()
+        except _LIBRARY_ERRORS as error:
+            absent = Path(self._source).is_absolute() and not Path(self._source).exists()
+            hint = "download the weights"
+            if self.name.isidentifier():
+                hint += (
+                    f", then set AFFECT_{self.name.upper()} to it or add a line '{self.name}: folder' to the YAML file "
+                    "that AFFECT_WEIGHTS names"
+                )
+            raise WeightsError(
+                f"encoder {self.name}: no usable weights at {self._source!r} "
+                f"({'no such folder' if absent else _reason(error)}); "
+                f"expected a local folder or a hub id that can be reached: {hint}"
+            ) from error
+
+    def _use(self, use: Callable[[], Any]) -> Any:
+        """Return `use()`, the first use of what was loaded; raises WeightsError where it fails."""
+        try:
+            return use()
+        except WeightsError:
+            raise
+        except _LIBRARY_ERRORS as error:
+            raise WeightsError(
+                f"encoder {self.name}: the model at {self._source!r} cannot be used ({_reason(error)}); expected one "
+                "that makes one row of each frame, sound clip or sentence, so use another model"
+            ) from error
+
     @torch.inference_mode()
     def _try_out(self, row: Any, weights: str) -> None:
         """Set the width of the features and the hash of the weights.
@@ -60,7 +115,7 @@ class PretrainedEncoder:
                 raise ValueError("it gives another answer each time")
             return features.shape[1]
 
-        self.dim = try_out(width, self.name, self._source)
+        self.dim = self._use(width)
         self._hash = weights
 
     def _provenance(self, layer: str, pooling: str, preprocessing: str) -> dict[str, Any]:

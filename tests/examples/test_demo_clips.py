@@ -16,7 +16,7 @@ from scipy.signal import find_peaks
 from examples.demo import clips as demo_clips
 from examples.demo.face import DRAWN_UNITS, SIZE, draw_person, film
 from examples.demo.voice import MANNERS, RATE, draw_speaker, speak
-from extractors.encoders.pitch import yin
+from extractors.encoders.embedded import yin
 
 COUNT = 12
 

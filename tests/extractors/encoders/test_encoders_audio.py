@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from extractors.encoders import build_encoder
-from extractors.encoders.loading import WeightsError
 from extractors.encoders.prepare import as_it_is, level_together
+from extractors.encoders.pretrained import WeightsError
 from tiny_encoders import check_batch_equals_single, encode, save, sounds, tone
 
 KINDS = ["hubert", "wavlm", "data2vec", "wav2vec2"]

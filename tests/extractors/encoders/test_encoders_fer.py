@@ -21,7 +21,7 @@ from affect.expressions.models import build_model, load_model
 from affect.expressions.network_file import ModelCard, find_model, read_card, save_model
 from affect.features.store import FeatureError, FeatureSpec, FeatureStore
 from extractors.encoders import build_encoder, pretrained
-from extractors.encoders.loading import WeightsError
+from extractors.encoders.pretrained import WeightsError
 from tiny_encoders import check_batch_equals_single, encode, frames
 
 SETTINGS = {

@@ -13,11 +13,9 @@ from affect.core.schema import Modality
 from affect.features.store import FeatureSpec, FeatureStore
 from extractors.encoders import (
     build_encoder,
-    loading,
-    openclip,
     pretrained,
 )
-from extractors.encoders.loading import WeightsError, precision
+from extractors.encoders.pretrained import WeightsError, precision
 from tiny_encoders import SENTENCES, encode, frames, save, sounds
 
 ITEMS = {Modality.FRAME: [frames(3)], Modality.AUDIO: [sounds(3)], Modality.AU: [SENTENCES]}
@@ -86,8 +84,7 @@ def test_a_gpu_that_is_not_there_is_told_in_one_sentence(monkeypatch):
 
 def at_precision(monkeypatch, dtype: torch.dtype) -> None:
     """Let every family believe that it is on a device of this precision."""
-    for module in (loading, openclip, pretrained):
-        monkeypatch.setattr(module, "precision", lambda device: dtype)
+    monkeypatch.setattr(pretrained, "precision", lambda device: dtype)
 
 
 @pytest.mark.parametrize("modality, family, kind", MODELS)

@@ -14,8 +14,8 @@ import transformers
 from PIL import Image
 
 from extractors.encoders import Encoder, build_encoder
-from extractors.encoders.loading import WeightsError
 from extractors.encoders.prepare import PictureShape, as_it_is
+from extractors.encoders.pretrained import WeightsError
 from tiny_encoders import OPEN_CLIP_CONFIG, encode, frames, save, save_open_clip
 
 SIZES = [(1, 1), (3, 500), (500, 3), (17, 31), (64, 70), (70, 64), (288, 360), (301, 200), (1080, 1920)]

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from extractors.encoders import build_encoder
-from extractors.encoders.loading import WeightsError
+from extractors.encoders.pretrained import WeightsError
 from tiny_encoders import SENTENCES, check_batch_equals_single, encode, save, save_tokenizer
 
 KINDS = ["open_clip", "clip_text", "clip_text_tower", "siglip_text", "bert", "gpt2", "t5"]

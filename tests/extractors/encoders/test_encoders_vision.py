@@ -8,7 +8,7 @@ import transformers
 from PIL import Image
 
 from extractors.encoders import build_encoder
-from extractors.encoders.loading import WeightsError
+from extractors.encoders.pretrained import WeightsError
 from tiny_encoders import MEAN, STD, check_batch_equals_single, encode, frames, save
 
 KINDS = ["clip", "clip_vision_tower", "siglip", "dinov2", "vit_classifier", "convnext", "open_clip"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from extractors.encoders.pitch import yin
+from extractors.encoders.embedded import yin
 
 RATE = 16_000
 
