@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     from affect.expressions.reader import open_reader
     from affect.expressions.summary import report
     from extractors.media.camera import camera_frames
-    from extractors.media.video import all_frames
+    from extractors.media.decode import all_frames
 
     # run has a batch_size and a device, too, but here it is these that are meant
     options = [f"predict.{each}" if each.split("=")[0] in PredictConfig.model_fields else each for each in args.options]

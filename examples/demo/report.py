@@ -23,7 +23,7 @@ from affect.evaluate.results import read_records
 from affect.features.store import FeatureStore
 from examples.demo.clips import EMOTIONS
 from extractors.au.openface import read_openface
-from extractors.media.video import read_video
+from extractors.media.decode import read_video
 
 SAMPLES = 5
 LABELS = list(EMOTIONS)

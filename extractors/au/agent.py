@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,6 @@ class Agent(ABC):
     def describe_clips(self, clips: Clips) -> list[AuAnalysis]:
         """Return the analyses with this model's sentences, as `extractors.au.templates.describe_clips` says."""
         return templates.describe_clips(clips, self.describe, self.made_by)
-
-    def describe_clip(self, analysis: AuAnalysis, frame_indices: Sequence[int]) -> AuAnalysis:
-        """Return what `describe_clips` makes of one clip."""
-        return self.describe_clips([(analysis, frame_indices)])[0]
 
     def describe(self, frames: list[ActiveAus]) -> list[tuple[str, str]]:
         """Return (whole exchange, answer alone) of each frame's active AUs."""

@@ -20,7 +20,7 @@ import pandas as pd
 from affect.core.au_json import AuAnalysis
 from affect.core.errors import MediaError
 from extractors.au.openface import analyse_table, frame_table
-from extractors.media.video import all_frames
+from extractors.media.decode import all_frames
 
 TOOL = "mediapipe face mesh (landmark geometry)"
 NUM_POINTS = 478

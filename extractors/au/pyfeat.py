@@ -18,7 +18,7 @@ import pandas as pd
 from affect.core.au_json import AuAnalysis
 from affect.core.facs import ACTION_UNITS
 from extractors.au.openface import CONFIDENCE, analyse_table, frame_table
-from extractors.media.video import read_video
+from extractors.media.decode import read_video
 
 TOOL = "py-feat (Detectorv1, xgb)"
 

@@ -111,13 +111,6 @@ def from_templates(frames: list[ActiveAus]) -> list[tuple[str, str]]:
     return [(exchange(frame_prompt(active), answer), answer) for active, answer in zip(frames, answers, strict=True)]
 
 
-def describe_clip(
-    analysis: AuAnalysis, frame_indices: Sequence[int], maker: Maker = from_templates, made_by: str = "templates"
-) -> AuAnalysis:
-    """Return what `describe_clips` makes of one clip."""
-    return describe_clips([(analysis, frame_indices)], maker, made_by)[0]
-
-
 def describe_clips(clips: Clips, maker: Maker = from_templates, made_by: str = "templates") -> list[AuAnalysis]:
     """Return the analyses with sentences for the asked frames that have a face; the maker is called once for all.
 

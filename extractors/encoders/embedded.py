@@ -20,7 +20,7 @@ import librosa
 import numpy as np
 from scipy import fft
 
-from extractors.media.audio import SAMPLE_RATE
+from extractors.media.decode import SAMPLE_RATE
 
 _SIDE = 48
 _HOP = 320  # 20 ms
@@ -48,14 +48,9 @@ class DctEncoder:
 
     def provenance(self) -> dict[str, Any]:
         """Return how the features are made, as plain JSON values."""
-        return {
-            "family": "embedded",
-            "weights": "",
-            "layer": f"{self.dim} lowest frequencies without the mean, times frequency",
-            "pooling": "none",
-            "preprocessing": f"gray, {_SIDE} x {_SIDE}, mean 0, variance 1",
-            "versions": {"opencv": cv2.__version__, "scipy": version("scipy")},
-        }
+        layer = f"{self.dim} lowest frequencies without the mean, times frequency"
+        versions = {"opencv": cv2.__version__, "scipy": version("scipy")}
+        return _provenance(layer, "none", f"gray, {_SIDE} x {_SIDE}, mean 0, variance 1", versions)
 
     @staticmethod
     def prepare(frames: np.ndarray) -> np.ndarray:
@@ -93,14 +88,9 @@ class ProsodyEncoder:
 
     def provenance(self) -> dict[str, Any]:
         """Return how the features are made, as plain JSON values."""
-        return {
-            "family": "embedded",
-            "weights": "",
-            "layer": "pitch, loudness, voice quality, spectrum, 12 MFCC",
-            "pooling": "statistics over each clip",
-            "preprocessing": f"{SAMPLE_RATE} Hz, windows of {_WINDOW} every {_HOP} samples",
-            "versions": {"librosa": version("librosa"), "numpy": version("numpy")},
-        }
+        layer, pooling = "pitch, loudness, voice quality, spectrum, 12 MFCC", "statistics over each clip"
+        versions = {"librosa": version("librosa"), "numpy": version("numpy")}
+        return _provenance(layer, pooling, f"{SAMPLE_RATE} Hz, windows of {_WINDOW} every {_HOP} samples", versions)
 
     @classmethod
     def prepare(cls, clips: np.ndarray | None) -> np.ndarray:
@@ -127,21 +117,13 @@ class HashedNgramEncoder:
 
     def provenance(self) -> dict[str, Any]:
         """Return how the features are made, as plain JSON values."""
-        return {
-            "family": "embedded",
-            "weights": "",
-            "layer": "words and word pairs, CRC-32 into bin and sign",
-            "pooling": "sum, then length 1",
-            "preprocessing": "lower case, words only, marks at both ends",
-            "versions": {"numpy": version("numpy")},
-        }
+        layer, pooling = "words and word pairs, CRC-32 into bin and sign", "sum, then length 1"
+        return _provenance(layer, pooling, "lower case, words only, marks at both ends", {"numpy": version("numpy")})
 
     def __call__(self, items: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Return [N, 512] for each list of N texts."""
-        return [np.stack([self._row(text) for text in texts]) if texts else self._none() for texts in items]
-
-    def _none(self) -> np.ndarray:
-        return np.zeros((0, self.dim), np.float32)
+        none = np.zeros((0, self.dim), np.float32)
+        return [np.stack([self._row(text) for text in texts]) if texts else none.copy() for texts in items]
 
     def _row(self, text: str) -> np.ndarray:
         # the marks leave something to hash in a text without words
@@ -153,6 +135,11 @@ class HashedNgramEncoder:
         if not row.any():  # every bin cancelled out
             row[zlib.crc32(text.encode()) % self.dim] = 1.0
         return row / np.linalg.norm(row)
+
+
+def _provenance(layer: str, pooling: str, preprocessing: str, versions: dict[str, str]) -> dict[str, Any]:
+    how = {"layer": layer, "pooling": pooling, "preprocessing": preprocessing}
+    return {"family": "embedded", "weights": "", **how, "versions": versions}
 
 
 def _checked(items: Sequence[np.ndarray], row: tuple[int, ...]) -> list[np.ndarray]:
@@ -179,20 +166,12 @@ def _prosody(clips: np.ndarray) -> np.ndarray:
         zero_crossings, flux = (track[audible] for track in (_zero_crossings(clips), _flux(spectrum)))
         qualities[:, audible] = [periodicity, *_quality(heard, zero_crossings, flux), *_timbre(heard)]
     voiced = audible & (qualities[0] > 0.5)
-    return np.stack(
-        [
-            np.concatenate(
-                [
-                    _contour(np.log2(pitch[c] / 100), voiced[c]),
-                    _contour(loudness[c] / 20, audible[c]),
-                    _timing(voiced[c]),
-                    _timing(audible[c]),
-                    *_moments(qualities[:, c], audible[c]),
-                ]
-            )
-            for c in range(len(clips))
-        ]
-    )
+    rows = []
+    for c in range(len(clips)):
+        contours = (_contour(np.log2(pitch[c] / 100), voiced[c]), _contour(loudness[c] / 20, audible[c]))
+        timing = (_timing(voiced[c]), _timing(audible[c]))
+        rows.append(np.concatenate([*contours, *timing, *_moments(qualities[:, c], audible[c])]))
+    return np.stack(rows)
 
 
 def _windows(clips: np.ndarray) -> np.ndarray:
@@ -301,17 +280,9 @@ def _contour(track: np.ndarray, mask: np.ndarray) -> np.ndarray:
     slope = np.cov(seconds, values, bias=True)[0, 1] / seconds.var()
     steps = np.diff(track)[mask[1:] & mask[:-1]]
     third = max(1, len(values) // 3)
-    return np.array(
-        [
-            values.mean(),
-            values.std(),
-            *np.percentile(values, [10, 50, 90]),
-            slope,
-            np.abs(steps).mean() if len(steps) else 0.0,
-            steps.std() if len(steps) else 0.0,
-            values[-third:].mean() - values[:third].mean(),
-        ]
-    )
+    of_steps = (np.abs(steps).mean(), steps.std()) if len(steps) else (0.0, 0.0)
+    rise = values[-third:].mean() - values[:third].mean()
+    return np.array([values.mean(), values.std(), *np.percentile(values, [10, 50, 90]), slope, *of_steps, rise])
 
 
 def _timing(mask: np.ndarray) -> np.ndarray:

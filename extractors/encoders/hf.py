@@ -25,7 +25,7 @@ from affect.core.weights import source_hash
 from extractors.encoders.picture_input import PictureInput
 from extractors.encoders.prepare import PictureShape, as_it_is, level_together
 from extractors.encoders.pretrained import PretrainedEncoder, WeightsError
-from extractors.media.audio import SAMPLE_RATE
+from extractors.media.decode import SAMPLE_RATE
 
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 _LAYER_AND_POOLING = {

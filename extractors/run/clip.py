@@ -22,8 +22,7 @@ from affect.core.au_json import AuAnalysis, au_json_path, find_au_json, read_au_
 from affect.core.schema import Modality
 from affect.faces.finders import FaceFinder, build_face_finder, find_faces, load_face_array
 from extractors.au.openface import analyse_openface, run_openface
-from extractors.media.audio import load_audio, sound_clips
-from extractors.media.video import frame_indices, read_video
+from extractors.media.decode import frame_indices, load_audio, read_video, sound_clips
 from extractors.run.session import Describe, Session
 from extractors.run.settings import ClipTask, Settings, check_backend, known_au_json
 

@@ -10,7 +10,7 @@ import pytest
 
 from affect.core.errors import MediaError
 from affect.faces.finders import Box, build_face_finder, find_faces, load_face_array
-from extractors.media.video import read_video, uniform_indices
+from extractors.media.decode import read_video, uniform_indices
 
 
 class ScriptedFinder:

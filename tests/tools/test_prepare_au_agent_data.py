@@ -11,7 +11,7 @@ from affect.core.au_json import AuAnalysis, au_json_path, write_au_json
 from affect.core.conversation import SYSTEM
 from affect.core.facs import ACTION_UNITS
 from extractors.au.agent import AuAgent
-from extractors.au.templates import describe_clip, describe_frame, frame_prompt
+from extractors.au.templates import describe_clips, describe_frame, frame_prompt
 from prepare_au_agent_data import choose_val, leaks
 
 SETS = ("au_agent_train", "au_agent_val")
@@ -24,7 +24,7 @@ def _write_clip(root, name, sentences=None, dataset="", level=1.0):
         per_frame_au_descriptions=[{"frame": i, "active_aus": aus} for i, aus in enumerate(frames, 1)],
         au_info={"total_frames": 3},
     )
-    analysis = describe_clip(analysis, [0, 1, 2])
+    analysis = describe_clips([(analysis, [0, 1, 2])])[0]
     if sentences is not None:
         analysis.summary_description = {str(i): text for i, text in enumerate(sentences, 1)}
     write_au_json(analysis, au_json_path(root, dataset, name))

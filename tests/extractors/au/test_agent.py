@@ -143,7 +143,7 @@ def test_agent_fills_an_analysis_as_the_templates_do(chat_llm):
         au_info={"total_frames": 5, "frames_without_face": [[2, 2]]},
     )
     agent = AuAgent(chat_llm, max_new_tokens=6)
-    told = agent.describe_clip(clip, [0, 1, 2])
+    told = agent.describe_clips([(clip, [0, 1, 2])])[0]
     assert list(told.summary_description) == ["1", "3"] and len(sentences(told)) == 2
     assert told.per_frame_au_descriptions[2]["fine_grained_description"].endswith(told.summary_description["3"])
     assert told.provenance["sentences"] == agent.made_by
@@ -220,7 +220,7 @@ def _count_generated(agent, monkeypatch) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_clips_together_get_what_each_gets_alone(chat_llm, batch_size):
     together = AuAgent(chat_llm, batch_size=batch_size, max_new_tokens=10).describe_clips(CLIPS)
-    assert together == [AuAgent(chat_llm, max_new_tokens=10).describe_clip(*clip) for clip in CLIPS]
+    assert together == [AuAgent(chat_llm, max_new_tokens=10).describe_clips([clip])[0] for clip in CLIPS]
     assert [told.source_path for told in together] == ["a.mp4", "b.mp4", "c.mp4"]
     assert len({text for told in together for text in sentences(told)}) == DISTINCT
 
@@ -255,9 +255,9 @@ def test_clips_tried_again_one_by_one_cost_nothing_new(chat_llm, monkeypatch):
     monkeypatch.setattr(agent, "_generate", generate)
     with pytest.raises(ValueError, match=r"^b\.mp4: language model .* gave an empty sentence for frame 3"):
         agent.describe_clips(CLIPS)
-    assert [sentences(agent.describe_clip(*CLIPS[i])) for i in (0, 2)] == [["The lips part."] * 2] * 2
+    assert [sentences(agent.describe_clips([CLIPS[i]])[0]) for i in (0, 2)] == [["The lips part."] * 2] * 2
     with pytest.raises(ValueError, match=r"^b\.mp4"):
-        agent.describe_clip(*CLIPS[1])
+        agent.describe_clips([CLIPS[1]])
     assert len(asked) == DISTINCT and set(asked.values()) == {1}
 
 
@@ -265,7 +265,7 @@ def test_answers_of_earlier_calls_are_forgotten(chat_llm, monkeypatch):
     agent = AuAgent(chat_llm, max_new_tokens=2)
     shapes = _count_generated(agent, monkeypatch)
     for clip in (CLIPS[0], CLIPS[1], CLIPS[0]):
-        agent.describe_clip(*clip)
+        agent.describe_clips([clip])
     assert [rows for rows, _ in shapes] == [2, 2, 1]  # the face at rest is in both clips
 
 

@@ -21,7 +21,7 @@ from extractors.au.landmarks import (
     table_of,
 )
 from extractors.au.openface import read_openface
-from extractors.media.video import all_frames, read_video
+from extractors.media.decode import all_frames, read_video
 
 RIGHT_HALF = {  # place in eye distances from the middle between the eyes; x to the right of the picture
     33: (-0.5, 0, 0.1), 133: (-0.17, 0.01, 0), 158: (-0.26, -0.04, 0), 159: (-0.33, -0.05, 0), 160: (-0.4, -0.04, 0),

@@ -18,7 +18,6 @@ from extractors.au.templates import (
     MOST_UNITS,
     MOST_UNITS_WITH_MUSCLE,
     REST,
-    describe_clip,
     describe_clips,
     describe_frame,
     frame_input,
@@ -41,6 +40,10 @@ def _clip(*frames: dict[str, float] | None) -> AuAnalysis:
             "frames_without_face": [[i, i] for i, aus in enumerate(frames, 1) if aus is None],
         },
     )
+
+
+def _described(analysis: AuAnalysis, indices, *maker) -> AuAnalysis:
+    return describe_clips([(analysis, indices)], *maker)[0]
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +234,7 @@ def test_answer_is_the_tail_of_the_exchange():
 
 def test_asked_frames_with_a_face_get_sentences_and_the_others_none():
     clip = _clip({"AU04_r": 2.0}, {}, None, {"AU12_r": 1.0})
-    told = describe_clip(clip, [3, 2, 1, 1])
+    told = _described(clip, [3, 2, 1, 1])
     assert told.summary_description == {"2": REST, "4": describe_frame({"AU12_r": 1.0})}
     whole = [frame["fine_grained_description"] for frame in told.per_frame_au_descriptions]
     assert whole[0] == whole[2] == "" and whole[1].endswith(REST) and "AU12: 1.00" in whole[3]
@@ -241,32 +244,32 @@ def test_asked_frames_with_a_face_get_sentences_and_the_others_none():
 
 def test_describing_leaves_the_given_analysis_as_it_was():
     clip, same = _clip({"AU04_r": 2.0}), _clip({"AU04_r": 2.0})
-    describe_clip(clip, [0])
+    _described(clip, [0])
     assert clip == same
 
 
 def test_describing_anew_leaves_no_older_sentence():
-    first = describe_clip(_clip({"AU04_r": 2.0}, {"AU12_r": 1.0}), [0])
+    first = _described(_clip({"AU04_r": 2.0}, {"AU12_r": 1.0}), [0])
     first.fine_grained_descriptions = {"1": "old"}
-    second = describe_clip(first, [1])
+    second = _described(first, [1])
     assert list(second.summary_description) == ["2"] and second.fine_grained_descriptions == {}
     assert second.per_frame_au_descriptions[0]["fine_grained_description"] == ""
 
 
 def test_frame_with_most_movement_stands_in_where_no_asked_frame_has_a_face():
     clip = _clip(None, {"AU04_r": 1.0}, {"AU04_r": 1.0, "AU12_r": 1.0}, {"AU12_r": 1.5}, None)
-    assert list(describe_clip(clip, [0, 4]).summary_description) == ["3"]
+    assert list(_described(clip, [0, 4]).summary_description) == ["3"]
 
 
 def test_faceless_clip_is_described_with_no_sentence():
-    told = describe_clip(_clip(None, None), [0, 1])
+    told = _described(_clip(None, None), [0, 1])
     assert told.summary_description == {} and require_sentences(told, "clip.json") == []
 
 
 @pytest.mark.parametrize("index", [2, -1])
 def test_index_outside_the_clip_is_refused(index):
     with pytest.raises(ValueError, match=rf"clip\.mp4: frame index {index} has no AU description, 2 frames"):
-        describe_clip(_clip({}, {}), [0, index])
+        _described(_clip({}, {}), [0, index])
 
 
 def test_other_makers_see_the_faces_only_and_are_named():
@@ -276,14 +279,14 @@ def test_other_makers_see_the_faces_only_and_are_named():
         seen.extend(frames)
         return [("whole", f"{len(aus)} units") for aus in frames]
 
-    told = describe_clip(_clip({"AU04_r": 2.0}, None, {}), [0, 1, 2], maker, "a test")
+    told = _described(_clip({"AU04_r": 2.0}, None, {}), [0, 1, 2], maker, "a test")
     assert seen == [{"AU04_r": 2.0}, {}]
     assert told.summary_description == {"1": "1 units", "3": "0 units"} and told.provenance["sentences"] == "a test"
 
 
 def test_empty_answer_of_a_maker_is_refused():
     with pytest.raises(ValueError, match=r"clip\.mp4: a test gave an empty sentence for frame 2"):
-        describe_clip(_clip({}, {}), [0, 1], lambda frames: [("w", "a"), ("w", " ")], "a test")
+        _described(_clip({}, {}), [0, 1], lambda frames: [("w", "a"), ("w", " ")], "a test")
 
 
 def test_clips_get_what_each_would_get_alone_from_one_call_of_the_maker():
@@ -299,7 +302,7 @@ def test_clips_get_what_each_would_get_alone_from_one_call_of_the_maker():
         calls.append(len(frames))
         return from_templates(frames)
 
-    assert describe_clips(clips, maker) == [describe_clip(*clip) for clip in clips]
+    assert describe_clips(clips, maker) == [_described(*clip) for clip in clips]
     assert calls == [5]
 
 
@@ -333,12 +336,12 @@ def test_units_are_read_from_the_description_of_files_that_give_no_numbers():
     clip = AuAnalysis(
         per_frame_au_descriptions=[{"frame": 1, "au_description": "Lip corner puller (smile) (intensity: 1.14)"}]
     )
-    assert describe_clip(clip, [0]).summary_description == {"1": describe_frame({"AU12_r": 1.14})}
+    assert _described(clip, [0]).summary_description == {"1": describe_frame({"AU12_r": 1.14})}
 
 
 def test_real_clip_in_which_the_face_appears_is_told_from_there_on(shared):
     analysis = analyse_openface(shared / "data/openface/featureextraction/pyfeat_noface_face.csv")
     indices = list(range(0, 169, 21))
-    told = describe_clip(analysis, indices)
+    told = _described(analysis, indices)
     assert [int(key) for key in told.summary_description] == [i + 1 for i in indices if analysis.has_face(i + 1)]
     assert 0 < len(told.summary_description) < len(indices)

@@ -11,7 +11,7 @@ from affect.core.schema import Modality
 from affect.core.weights import resolve_weights
 from affect.features.store import FeatureSpec, FeatureStore
 from extractors.encoders import EMBEDDED, NAMED, Encoder, build_encoder
-from extractors.media.audio import load_audio, sound_clips
+from extractors.media.decode import load_audio, sound_clips
 from tiny_encoders import SENTENCES, check_batch_equals_single, encode, frames, save, sounds, tone
 
 ITEMS = {

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from affect.core.errors import MediaError
-from extractors.media.audio import load_audio, sound_clips
+from extractors.media.decode import load_audio, sound_clips
 
 
 def tone(hertz: float, seconds: float, rate: int) -> np.ndarray:

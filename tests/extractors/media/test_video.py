@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from extractors.media.video import (
+from extractors.media.decode import (
     MediaError,
     frame_indices,
     headtail_indices,
@@ -156,7 +156,7 @@ def test_every_frame_is_the_one_asked_for(tmp_path, file, reader, options):
 def test_frames_are_the_same_whether_kept_or_decoded_again(tmp_path, monkeypatch):
     path = write_video(tmp_path / "stream.mpg", "mpeg1video")
     kept, asked = read_video(path), [3, 59, 20]
-    monkeypatch.setattr("extractors.media.video._KEPT_BYTES", 10 * WIDTH * HEIGHT)
+    monkeypatch.setattr("extractors.media.decode._KEPT_BYTES", 10 * WIDTH * HEIGHT)
     decoded_again = read_video(path)
     assert decoded_again.num_frames == kept.num_frames == 60
     assert np.array_equal(decoded_again.frames(asked), kept.frames(asked))
@@ -290,6 +290,6 @@ def test_both_readers_give_the_same_pixels_of_real_clips(shared):
 
 def test_opencv_still_reads_png_files_beside_decord(tmp_path):
     cv2.imwrite(str(tmp_path / "x.png"), np.zeros((4, 4, 3), np.uint8))
-    code = "import sys, extractors.media.video, cv2; sys.exit(cv2.imread(sys.argv[1]) is None)"
+    code = "import sys, extractors.media.decode, cv2; sys.exit(cv2.imread(sys.argv[1]) is None)"
     root = Path(__file__).resolve().parents[3]
     assert subprocess.run([sys.executable, "-c", code, tmp_path / "x.png"], cwd=root).returncode == 0

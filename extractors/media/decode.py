@@ -1,6 +1,6 @@
-"""Which frames of a clip are looked at, and reading exactly those.
+"""Which frames of a clip are looked at, and reading exactly those; its sound, and the short pieces that encoders take.
 
-Two readers: decord seeks and so is the quicker one, but it lands on other frames than asked
+Two readers of pictures: decord seeks and so is the quicker one, but it lands on other frames than asked
 for wherever a seek is not exact (measured: MPEG program streams, AVI, open groups of pictures,
 edit lists). It is used only where its seeks were found exact, and PyAV, which decodes from the
 start, everywhere else. Both give the displayed orientation.
@@ -18,16 +18,22 @@ from typing import Any
 import av
 import cv2  # noqa: F401  before decord, whose zlib would keep OpenCV from reading PNG files
 import decord
+import librosa
 import numpy as np
+import soundfile
 
 from affect.core.errors import MediaError
 
+SAMPLE_RATE = 16_000
+CLIP_SECONDS = 2
 SAMPLINGS = ("uniform", "headtail", "emotion_peak")
 READERS = ("auto", "pyav")
 
 # codec -> NAL unit types of pictures that need nothing before them (table 7-1 of H.264 and of H.265)
 _IDR_TYPES = {"h264": {5}, "hevc": {19, 20}}
 _EXACT_CONTAINER = "mov,mp4,m4a,3gp,3g2,mj2"  # libavformat's one name for MP4 and MOV
+# what libsndfile reads exactly; everything else is a container for PyAV
+_SOUND_FILES = {".wav", ".flac", ".ogg", ".aiff", ".aif"}
 _KEPT_BYTES = 128 * 2**20  # of decoded frames that are kept after counting them, before a clip is decoded twice
 
 
@@ -305,3 +311,60 @@ def _rate(times: list[float | None]) -> float:
     known = [time for time in times if time is not None]
     span = max(known) - min(known) if known else 0.0
     return (len(known) - 1) / span if span > 0 else 25.0
+
+
+def load_audio(path: str | Path) -> np.ndarray | None:
+    """Return the sound of a file as float32 mono [N] at `SAMPLE_RATE`, or None where it has no sound stream.
+
+    Channels are averaged. Containers are decoded at their own rate and resampled by librosa,
+    since decord's resampling is wrong. Raises MediaError for a file that cannot be read.
+    """
+    path = Path(path)
+    wave, rate = _read_sound_file(path) if path.suffix.lower() in _SOUND_FILES else _read_container(path)
+    if wave is None:
+        return None
+    mono = wave.mean(axis=0)
+    if not np.isfinite(mono).all():
+        raise MediaError(f"{path}: the sound holds NaN or infinity; expected finite samples, so fetch it again")
+    if rate != SAMPLE_RATE:
+        mono = librosa.resample(mono, orig_sr=rate, target_sr=SAMPLE_RATE)
+    return mono.astype(np.float32, copy=False)
+
+
+def sound_clips(wave: np.ndarray, count: int = 8) -> np.ndarray:
+    """Cut a sound [N] into pieces of `CLIP_SECONDS` at equal steps from start to end: [count, 32000].
+
+    Piece k starts at k * (duration - CLIP_SECONDS) / (count - 1); a shorter sound is padded with
+    zeros, so that all its pieces are the same. A longer one is covered with overlaps or gaps.
+    """
+    length = CLIP_SECONDS * SAMPLE_RATE
+    wave = np.pad(np.asarray(wave, dtype=np.float32), (0, max(length - len(wave), 0)))
+    room = len(wave) - length
+    starts = [k * room // max(count - 1, 1) for k in range(count)]
+    return np.stack([wave[start : start + length] for start in starts])
+
+
+def _read_sound_file(path: Path) -> tuple[np.ndarray | None, int]:
+    """Return samples [C, N] and their rate; None where there are no samples."""
+    try:
+        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError:  # missing, broken, or another format under this name: PyAV says which
+        return _read_container(path)
+    return (samples.T if len(samples) else None), rate
+
+
+def _read_container(path: Path) -> tuple[np.ndarray | None, int]:
+    """Return samples [C, N] of the first sound stream and their rate; None where there is no such stream."""
+    with open_media(path) as container:
+        if not container.streams.audio:
+            return None, 0
+        to_float = av.AudioResampler(format="fltp")  # changes the sample format only
+        pieces = [
+            piece.to_ndarray()
+            for frame in decode(container, container.streams.audio[0])
+            for piece in to_float.resample(frame)
+        ]
+    if not pieces:
+        raise MediaError(f"{path}: no sample of its sound stream can be decoded; expected sound, so fetch it again")
+    # the decoder's rate: the header gives half of it for some AAC
+    return np.concatenate(pieces, axis=1), to_float.rate
