@@ -25,15 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from affect.core.schema import STORED_MODALITIES, Modality, check_name
-from extractors.run.settings import (
-    AU_BACKENDS,
-    STAGES,
-    TEMPLATES,
-    VIDEO_SUFFIXES,
-    Settings,
-    check_backend,
-    list_videos,
-)
+from extractors.run.settings import AU_BACKENDS, STAGES, TEMPLATES, VIDEO_SUFFIXES, Settings, check_backend, list_videos
 
 if TYPE_CHECKING:  # --help opens at once
     from extractors.run.journal import RunReport

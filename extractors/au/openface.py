@@ -280,16 +280,9 @@ def analyse_table(
     frames: list[FrameAus] = []
     for i, row in enumerate(table.to_dict("records")):
         active = {unit: row[unit] for unit in units if row[unit] > active_threshold}
-        frames.append(
-            FrameAus(
-                frame=row["frame"],
-                timestamp=row["timestamp"],
-                au_description=au_description(active),
-                active_aus=active,
-                is_peak_frame=i in peaks,
-                fine_grained_description="",
-            )
-        )
+        when = {"frame": row["frame"], "timestamp": row["timestamp"]}
+        shown = {"au_description": au_description(active), "active_aus": active, "is_peak_frame": i in peaks}
+        frames.append(FrameAus(**when, **shown, fine_grained_description=""))
     info = AuInfo(
         total_frames=len(table),
         peak_frames=[

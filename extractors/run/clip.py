@@ -311,22 +311,6 @@ def _all_or_each(stage: str, make: Callable[[list], list], results: Sequence[Cli
     return made
 
 
-def _check(result: ClipResult) -> None:
-    if result.errors:
-        raise ValueError("; ".join(dict.fromkeys(result.errors.values())))
-
-
-def _warn_of_another_table(result: ClipResult) -> None:
-    measured = result.analysis.au_info.get("total_frames", 0) if result.analysis else 0
-    if measured and result.num_frames and abs(measured - result.num_frames) > FRAMES_OFF * result.num_frames:
-        logger.warning(
-            "%s has %d frames, but its OpenFace table %d: is it the table of another clip?",
-            result.task.video,
-            result.num_frames,
-            measured,
-        )
-
-
 def extract_clip(
     session: Session, video: Path, audio: Path | None = None, openface_csv: Path | None = None
 ) -> ClipResult:
@@ -343,11 +327,15 @@ def extract_clip(
             openface_csv = openface_csv or Path(scratch) / f"{video.stem}.csv"
         result = prepare_clip(session.task(video.stem, settings.features, au, video, audio or video, openface_csv))
     log_warnings([result], set())
-    _check(result)
-    describe_clips(settings, session.describe, [result])
-    encode_clips(session, [result])
-    _check(result)
+    if not result.errors:
+        describe_clips(settings, session.describe, [result])
+        encode_clips(session, [result])
+    if result.errors:
+        raise ValueError("; ".join(dict.fromkeys(result.errors.values())))
     if Modality.AU in settings.features and not au:
         result.features[Modality.AU] = np.zeros((0, session.encoder(Modality.AU).dim), np.float32)
-    _warn_of_another_table(result)
+    measured = result.analysis.au_info.get("total_frames", 0) if result.analysis else 0
+    if measured and result.num_frames and abs(measured - result.num_frames) > FRAMES_OFF * result.num_frames:
+        found = f"{video} has {result.num_frames} frames, but its OpenFace table {measured}"
+        logger.warning("%s: is it the table of another clip?", found)
     return result

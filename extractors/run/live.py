@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from affect.core.schema import Modality
 from affect.faces.finders import face_array_places
 from affect.features.arrays import check_finite
-from affect.features.store import FeatureError, FeatureSpec, FeatureStore
+from affect.features.store import FeatureError, FeatureSpec
 from extractors.encoders import Encoder, build_encoder
 from extractors.run.clip import ENCODER_BATCH, ClipResult, encode_clips, log_warnings, prepare_clip
 from extractors.run.session import Session
@@ -41,6 +40,8 @@ class LiveFeatures:
 
     def __init__(self, settings: Settings) -> None:
         self.session = Session(settings, build=shared_encoder)
+        self.store = self.session.store
+        self.root = self.store.root
         self._unread: dict[str, ClipResult] = {}  # that nobody has asked for yet
         self._read: OrderedDict[str, ClipResult] = OrderedDict()  # the last ones that were asked for
         self._coming: Iterator[ClipResult] | None = None
@@ -49,16 +50,6 @@ class LiveFeatures:
     def __getstate__(self) -> dict[str, Any]:
         """Without the worker processes, which belong to this process."""
         return {**self.__dict__, "_coming": None}
-
-    @property
-    def store(self) -> FeatureStore:
-        """The stored features."""
-        return self.session.store
-
-    @property
-    def root(self) -> Path:
-        """Folder of the stored features."""
-        return self.store.root
 
     @property
     def specs(self) -> dict[Modality, FeatureSpec]:

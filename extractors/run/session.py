@@ -89,7 +89,12 @@ class Session:
     @cached_property
     def specs(self) -> dict[Modality, FeatureSpec]:
         """Streams that features are made of, and which; raises what encoders raise whose weights are not there."""
-        return {stream: self._spec(stream) for stream in self.settings.features}
+        settings = self.settings
+        rows = {Modality.FRAME: (settings.frame_count, settings.sampling), Modality.AUDIO: (settings.clips_per_video,)}
+        return {
+            stream: FeatureSpec(stream, settings.encoder_name(stream), self.encoder(stream).dim, *rows.get(stream, ()))
+            for stream in settings.features
+        }
 
     @property
     def describe(self) -> Describe:
@@ -121,10 +126,3 @@ class Session:
             faces = {"faces_from": self.faces_from} if stream == Modality.FACE else {}
             self._provenance[stream] = {**self.encoder(stream).provenance(), "dtype": self.settings.dtype, **faces}
         return self._provenance[stream]
-
-    def _spec(self, stream: Modality) -> FeatureSpec:
-        settings = self.settings
-        name, dim = settings.encoder_name(stream), self.encoder(stream).dim
-        if stream == Modality.FRAME:
-            return FeatureSpec(stream, name, dim, settings.frame_count, settings.sampling)
-        return FeatureSpec(stream, name, dim, settings.clips_per_video if stream == Modality.AUDIO else 8)
