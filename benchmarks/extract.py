@@ -20,8 +20,7 @@ from affect.core.schema import STORED_MODALITIES, Modality
 from extractors.run.clip import ENCODER_BATCH, prepare_clip
 from extractors.run.driver import run as run_session
 from extractors.run.journal import FOLDER, RunReport
-from extractors.run.session import Session
-from extractors.run.settings import Settings, list_videos
+from extractors.run.session import Session, Settings, list_videos
 
 DEFAULTS = {"visual_encoder": "DCT", "acoustic_encoder": "PROSODY", "au_encoder": "HASHED_NGRAMS"}
 """Encoders that need no weights."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from extractors.run.settings import AU_BACKENDS, check_backend
+from extractors.run.session import AU_BACKENDS, check_backend
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,11 +25,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from affect.core.schema import STORED_MODALITIES, Modality, check_name
-from extractors.run.settings import AU_BACKENDS, STAGES, TEMPLATES, VIDEO_SUFFIXES, Settings, check_backend, list_videos
+from extractors.run.session import (
+    AU_BACKENDS,
+    STAGES,
+    TEMPLATES,
+    VIDEO_SUFFIXES,
+    Session,
+    Settings,
+    check_backend,
+    list_videos,
+)
 
 if TYPE_CHECKING:  # --help opens at once
     from extractors.run.journal import RunReport
-    from extractors.run.session import Session
 
 SHOWN_FAILURES, FAILURE_TABLE = 20, "failures.csv"
 
@@ -50,7 +58,6 @@ def main(arguments: list[str] | None = None) -> int:
 
         keep_freed_memory()
     from extractors.run.driver import run, shard, sum_up
-    from extractors.run.session import Session
 
     names = shard(names, args.shard_index, args.num_shards)
     session = Session(settings, writer=f"{args.shard_index}of{args.num_shards}")

@@ -13,7 +13,7 @@ from affect.data.config import Config, ConfigError, DatasetConfig, FeatureConfig
 from affect.data.known_datasets import dataset_name, media_roots
 from affect.features.store import FeatureStore
 from extractors.run.live import LiveFeatures
-from extractors.run.settings import Settings
+from extractors.run.session import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from affect.core.facs import ACTION_UNITS
 from extractors.au.landmarks import LEAST_R, landmark_table
 from extractors.au.openface import read_openface
 from extractors.au.pyfeat import pyfeat_table
-from extractors.run.settings import find_video
+from extractors.run.session import find_video
 
 TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {"mediapipe": landmark_table, "pyfeat": pyfeat_table}
 

@@ -23,8 +23,7 @@ from affect.core.schema import Modality
 from affect.faces.finders import FaceFinder, build_face_finder, find_faces, load_face_array
 from extractors.au.openface import analyse_openface, run_openface
 from extractors.media.decode import frame_indices, load_audio, read_video, sound_clips
-from extractors.run.session import Describe, Session
-from extractors.run.settings import ClipTask, Settings, check_backend, known_au_json
+from extractors.run.session import ClipTask, Describe, Session, Settings, check_backend, known_au_json
 
 logger = logging.getLogger(__name__)
 

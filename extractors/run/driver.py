@@ -40,8 +40,7 @@ from extractors.run.clip import (
     stopwatch,
 )
 from extractors.run.journal import ClipRecord, Journal, RunReport, read_states, tables_locked, write_tables
-from extractors.run.session import Session
-from extractors.run.settings import ClipTask, Settings, known_au_json
+from extractors.run.session import ClipTask, Session, Settings, known_au_json
 from extractors.run.workers import ClipWorkers
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,7 @@ from affect.features.arrays import check_finite
 from affect.features.store import FeatureError, FeatureSpec
 from extractors.encoders import Encoder, build_encoder
 from extractors.run.clip import ENCODER_BATCH, ClipResult, encode_clips, log_warnings, prepare_clip
-from extractors.run.session import Session
-from extractors.run.settings import ClipTask, Settings, find_audio, find_video, known_au_json
+from extractors.run.session import ClipTask, Session, Settings, find_audio, find_video, known_au_json
 from extractors.run.workers import ClipWorkers
 
 CLIPS_KEPT = 64

@@ -10,8 +10,7 @@ from typing import Any
 
 from extractors.run.driver import extract
 from extractors.run.journal import Journal, RunReport, read_states
-from extractors.run.session import Session
-from extractors.run.settings import Settings
+from extractors.run.session import Session, Settings
 from extractors.run.workers import ClipWorkers
 
 CLIPS_PER_BLOCK = 256

@@ -1,19 +1,34 @@
-"""A run's settings and what is built from them: tasks, encoders, the maker of AU sentences, the store."""
+"""What decides what is made of clips, the task of one, and what is built from it all: encoders, store.
+
+Settings and tasks are plain values that can be sent to other machines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib.util
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from affect.core.au_json import AuAnalysis
-from affect.core.schema import Modality, check_name
+from affect.core.au_json import AuAnalysis, find_au_json
+from affect.core.schema import STORED_MODALITIES, Modality, check_name
 from affect.faces.finders import face_finder_name
 from affect.features.store import FeatureSpec, FeatureStore
 from extractors.au.templates import describe_clips
-from extractors.encoders import Encoder, build_encoder
-from extractors.run.settings import TEMPLATES, ClipTask, Settings, find_audio, find_video, known_au_json, list_videos
+
+if TYPE_CHECKING:  # libraries of sound and pictures wait until a run needs them
+    from extractors.encoders import Encoder
+
+STAGES = ("au_json", "au_text", "features")
+TEMPLATES = "templates"
+AU_BACKENDS = {"openface": None, "mediapipe": "mediapipe", "pyfeat": "feat"}
+"""What measures action units, and the Python package that it needs."""
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".mpg", ".mpeg", ".webm", ".wmv", ".flv", ".m4v")
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".ogg")
 
 Describe = Callable[[Sequence[tuple[AuAnalysis, Sequence[int]]]], list[AuAnalysis]]
 """A maker of AU sentences for some frames (0-based) of each of several clips."""
@@ -22,11 +37,115 @@ OPENFACE_TIME = 600.0
 """Seconds that OpenFace may take for one clip, beside the time limit of decoding it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where the raw material of clips is, what is made of it, how, and to where.
+
+    A folder holds files that are named after the clips. The defaults are those of the extraction command.
+    """
+
+    dataset: str
+    save_root: Path = Path("preextracted_features")
+    video_root: Path | None = None
+    audio_root: Path | None = None
+    face_root: Path | None = None
+    openface_root: Path | None = None
+    """OpenFace tables {name}.csv; new ones are put there."""
+    openface_executable: str | None = None
+    openface_args: tuple[str, ...] = ()
+    au_root: Path | None = None
+    """AU JSON files (MER-Factory's output folder)."""
+    au_backend: str = "openface"
+    """What measures the action units of a clip without AU JSON: one of `AU_BACKENDS`."""
+    streams: tuple[Modality, ...] = STORED_MODALITIES
+    stages: tuple[str, ...] = STAGES
+    visual_encoder: str = "CLIP_VIT_LARGE"
+    acoustic_encoder: str = "HUBERT_LARGE"
+    au_encoder: str = "CLIP_VITB32"
+    au_maker: str = TEMPLATES
+    au_adapter: str | None = None
+    au_agent_backend: str = "hf"
+    sampling: str = "uniform"
+    frame_count: int = 8
+    clips_per_video: int = 8
+    face_finder: str = "auto"
+    device: str = "cpu"
+    dtype: str = "float32"
+    """Numbers that features are stored in: float32 or float16."""
+    workers: int = 2
+    time_limit: float = 60.0
+    """Seconds that measuring and decoding one clip may take."""
+    progress: bool = True
+    """Whether to draw a progress bar."""
+    overwrite: bool = False
+    retry_failed: bool = False
+    """Try clips again that failed before, even where their files have not changed."""
+
+    @property
+    def features(self) -> tuple[Modality, ...]:
+        """Streams whose features are made."""
+        return self.streams if "features" in self.stages else ()
+
+    @property
+    def wants_au(self) -> bool:
+        """Whether action units are measured or read at all."""
+        return Modality.AU in self.features or self.sampling == "emotion_peak" or "features" not in self.stages
+
+    @property
+    def measures(self) -> bool:
+        """Whether action units are measured where there is no AU JSON."""
+        return "au_json" in self.stages
+
+    @property
+    def parts(self) -> set[str]:
+        """Stages and streams that a clip can fail at."""
+        return {"name", *(("au_json", "au_text") if self.wants_au else ()), *map(str, self.features)}
+
+    def encoder_name(self, stream: Modality) -> str:
+        """Return the name of the encoder of a stream."""
+        return {Modality.AUDIO: self.acoustic_encoder, Modality.AU: self.au_encoder}.get(stream, self.visual_encoder)
+
+
+@dataclass(frozen=True)
+class ClipTask:
+    """What to do with one clip before it can be described and encoded; `Session.task` makes it."""
+
+    settings: Settings
+    name: str
+    streams: tuple[Modality, ...]
+    """Streams to extract; all but the action units are decoded."""
+    au: bool = False
+    """Whether its action units are measured, or read where that was done."""
+    video: Path | None = None
+    audio: Path | None = None
+    """Sound file, or the video itself."""
+    table: Path | None = None
+    """Where its OpenFace table is, or would be put."""
+    prepare: Mapping[Modality, Callable[[Any], Any]] = field(default_factory=dict)
+    """What the encoder of a stream wants done to a clip before it is sent on; nothing where it is not named."""
+    extra_time: float = 0.0
+    """Seconds beyond the usual limit that this clip may take."""
+    reader: str = "auto"
+    """auto, or pyav where decord is not to be tried."""
+
+    @property
+    def seen(self) -> tuple[Modality, ...]:
+        """Streams that frames of the video are decoded for."""
+        pictures = (Modality.FRAME,) if self.settings.face_root else (Modality.FRAME, Modality.FACE)
+        return tuple(stream for stream in self.streams if stream in pictures)
+
+    @property
+    def sampling(self) -> str:
+        """How scene frames are chosen; a clip whose action units nobody asks for has no peaks to go by."""
+        sampling = self.settings.sampling
+        return sampling if self.au or sampling != "emotion_peak" else "uniform"
+
+
 class Session:
     """What a run works with; weights are loaded once, when they are first needed.
 
     writer: name of the one process that writes with its store; describe: a maker of AU sentences instead of the
-    one that the settings name; build: makes an encoder of modality, name and device.
+    one that the settings name; build: makes an encoder of modality, name and device, by default `build_encoder`.
     """
 
     def __init__(
@@ -34,7 +153,7 @@ class Session:
         settings: Settings,
         writer: str = "",
         describe: Describe | None = None,
-        build: Callable[[Modality, str, str], Encoder] = build_encoder,
+        build: Callable[[Modality, str, str], Encoder] | None = None,
     ) -> None:
         self.settings = settings
         self.store = FeatureStore(settings.save_root, settings.dataset, writer=writer)
@@ -83,7 +202,9 @@ class Session:
         kind = Modality.FACE if stream == Modality.FRAME else stream
         key = (str(kind), self.settings.encoder_name(stream))
         if key not in self._encoders:
-            self._encoders[key] = self._build(kind, key[1], self.settings.device)
+            from extractors.encoders import build_encoder
+
+            self._encoders[key] = (self._build or build_encoder)(kind, key[1], self.settings.device)
         return self._encoders[key]
 
     @cached_property
@@ -126,3 +247,54 @@ class Session:
             faces = {"faces_from": self.faces_from} if stream == Modality.FACE else {}
             self._provenance[stream] = {**self.encoder(stream).provenance(), "dtype": self.settings.dtype, **faces}
         return self._provenance[stream]
+
+
+def check_backend(name: str) -> None:
+    """Raise ValueError for an unknown AU backend, ModuleNotFoundError for one whose package is absent.
+
+    OpenFace is no Python package; whether its tables or its binary are there shows when they are asked for.
+    """
+    if name not in AU_BACKENDS:
+        raise ValueError(f"AU backend {name!r} is not known: expected one of {', '.join(AU_BACKENDS)}; correct it")
+    if AU_BACKENDS[name] and importlib.util.find_spec(AU_BACKENDS[name]) is None:
+        raise ModuleNotFoundError(
+            f"AU backend {name!r} needs a package that is not installed: pip install 'affect[{name}]', or use openface"
+        )
+
+
+def known_au_json(settings: Settings, name: str) -> Path | None:
+    """Return where the AU JSON of a clip is, None where it has none."""
+    try:
+        return find_au_json(settings.au_root, settings.dataset, name) if settings.au_root else None
+    except FileNotFoundError:
+        return None
+
+
+def find_video(root: Path | None, name: str) -> Path | None:
+    """Return the video of a clip under any known suffix, or None."""
+    return _find(root, name, VIDEO_SUFFIXES)
+
+
+def find_audio(root: Path | None, name: str) -> Path | None:
+    """Return the sound file of a clip under any known suffix, or None."""
+    return _find(root, name, AUDIO_SUFFIXES)
+
+
+def list_videos(root: Path) -> Counter[str]:
+    """Return the names of all clips in a folder, with the number of files that have each (2: `a.mp4` and `a.avi`)."""
+    if not root.is_dir():
+        return Counter()
+    with os.scandir(root) as entries:
+        # a hidden file is no clip: macOS puts "._a.mp4" beside "a.mp4" on foreign disks
+        paths = [Path(entry.name) for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+    return Counter(path.stem for path in paths if path.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def _find(root: Path | None, name: str, suffixes: tuple[str, ...]) -> Path | None:
+    check_name(name)
+    for suffix in suffixes if root else ():
+        for spelling in (suffix, suffix.upper(), suffix.title()):
+            path = root / f"{name}{spelling}"
+            if path.is_file():
+                return path
+    return None

@@ -19,7 +19,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from affect.core.schema import Modality
 from extractors.run.clip import ClipResult, prepare_clip, reason_of
-from extractors.run.settings import ClipTask
+from extractors.run.session import ClipTask
 
 CLIPS_PER_PROCESS = 500
 """Clips after which a worker is replaced, so that what libraries leak stays bounded."""

@@ -15,7 +15,7 @@ from affect.core.schema import Modality
 from affect.data.config import ConfigError
 from affect.features.store import FeatureStore
 from extractors.au.openface import analyse_openface
-from extractors.run.settings import AU_BACKENDS
+from extractors.run.session import AU_BACKENDS
 from toy_answers import answers_file, records, train_tiny
 
 EMBEDDED = {Modality.FRAME: ("DCT", 128), Modality.AUDIO: ("PROSODY", 64), Modality.AU: ("HASHED_NGRAMS", 512)}

@@ -18,8 +18,7 @@ from extractors.encoders.prepare import as_it_is
 from extractors.run import driver
 from extractors.run.driver import shard
 from extractors.run.journal import read_states
-from extractors.run.session import Session
-from extractors.run.settings import STAGES, Settings
+from extractors.run.session import STAGES, Session, Settings
 from extractors.run.workers import ClipWorkers
 from toy_clips import write_clips, write_table
 

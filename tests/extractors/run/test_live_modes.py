@@ -14,8 +14,7 @@ from affect.core.schema import Modality
 from extractors.au.openface import analyse_openface
 from extractors.au.templates import describe_clips
 from extractors.run.driver import run
-from extractors.run.session import Session
-from extractors.run.settings import Settings
+from extractors.run.session import Session, Settings
 from extractors.run.workers import ClipWorkers
 from miniature_datasets import WRITERS
 from tiny_encoders import save

@@ -9,7 +9,7 @@ import pytest
 from affect.core.schema import Modality
 from extractors.au.openface import run_openface
 from extractors.run.clip import ClipResult
-from extractors.run.settings import ClipTask, Settings
+from extractors.run.session import ClipTask, Settings
 from extractors.run.workers import ClipWorkers
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from extractors.run.clip import analyse_clip
-from extractors.run.settings import ClipTask, Settings, check_backend, find_video, list_videos
+from extractors.run.session import ClipTask, Settings, check_backend, find_video, list_videos
 
 
 def _measure(backend: str):
@@ -42,8 +42,8 @@ def test_measure_asks_the_backend_of_that_name(monkeypatch):
         assert _measure(name) == ((name, Path("a.mp4")), True)
 
 
-def test_importing_the_settings_loads_neither_torch_nor_a_backend():
-    code = "import sys, extractors.run.settings; sys.exit(bool({'torch', 'mediapipe', 'feat'} & sys.modules.keys()))"
+def test_importing_the_session_loads_neither_torch_nor_a_backend():
+    code = "import sys, extractors.run.session; sys.exit(bool({'torch', 'mediapipe', 'feat'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0
 
 
