@@ -20,7 +20,7 @@ from affect.data.manifest import read_clips
 from affect.engine.launch import start_accelerator
 from affect.engine.task import Size
 from affect.engine.trainer import start_trainer
-from affect.tasks.affectgpt import open_task
+from affect.tasks.affectgpt import AffectGPTTask, open_task
 from benchmarks.extract import find_videos, link_clips, use_random_weights
 from benchmarks.world import PRESETS, add_world_arguments, device_name, language_parameters, limits, make_world
 
@@ -107,9 +107,13 @@ def _figures(rows: np.ndarray, parameters: int) -> dict[str, float]:
     }
 
 
+def _task(config: Config, accelerator: Accelerator) -> AffectGPTTask:
+    return open_task(config, fill_sentences, live_stores, accelerator, Path(), None)
+
+
 def _ours(config: Config, accelerator: Accelerator) -> Step:
     """The engine's trainer, one step at a time."""
-    trainer = start_trainer(open_task(config, accelerator, False, fill_sentences, live_stores), accelerator)
+    trainer = start_trainer(_task(config, accelerator), accelerator)
 
     def step() -> tuple[float, float, Size, float]:
         waited = trainer.waited
@@ -123,7 +127,7 @@ def _plain(config: Config, accelerator: Accelerator) -> Step:
     """The usual loop: batches as they come, logits of every position, the library's own loss."""
     config = config.model_copy(deep=True)
     config.run.bucket_by_length = False
-    task = open_task(config, accelerator, False, fill_sentences, live_stores)
+    task = _task(config, accelerator)
     model = task.model.to(accelerator.device).train()
     optimizer = torch.optim.AdamW(model.trainable().values(), lr=config.run.init_lr)
     batches = task.batches(0, config.run.total_steps, accelerator)

@@ -15,7 +15,7 @@ from torch import nn
 from affect.core.config import RunSettings, Section
 from affect.engine.loop import train
 from affect.engine.metrics import read_metrics
-from affect.engine.task import Size, Watched
+from affect.engine.task import Size, Task
 
 STEPS = 3
 """Steps of an epoch."""
@@ -33,6 +33,10 @@ class ToyConfig(Section):
 class Samples:
     inputs: torch.Tensor
     labels: torch.Tensor
+
+    @property
+    def names(self) -> list[str]:
+        return [f"row{label}" for label in self.labels.tolist()]
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -54,7 +58,7 @@ def batches(count: int, size: int = 8, first: int = 0) -> list[Samples]:
 
 
 @dataclass
-class ToyTask:
+class ToyTask(Task):
     run: RunSettings
     model: nn.Module = field(default_factory=network)
     scores: list[float] = field(default_factory=list)
@@ -62,14 +66,10 @@ class ToyTask:
     ended: list[tuple[int, bool, bool]] = field(default_factory=list)
     """Epoch, best, last of each call of end_epoch."""
     validates_first: bool = False
-    watched: ClassVar = Watched("val_loss")
     noun: ClassVar = "rows"
 
-    def steps_per_epoch(self, processes: int) -> int:
-        return STEPS
-
-    def total_steps(self, processes: int) -> int:
-        return STEPS * self.run.max_epoch
+    def steps(self, processes: int) -> tuple[int, int]:
+        return STEPS, STEPS * self.run.max_epoch
 
     def batches(self, first: int, last: int, accelerator: Accelerator):
         every = self.run.gradient_accumulation_steps
@@ -81,9 +81,6 @@ class ToyTask:
 
     def size(self, batch: Samples) -> Size:
         return Size(len(batch.labels), len(batch.labels))
-
-    def names(self, batch: Samples) -> list[str]:
-        return [f"row{label}" for label in batch.labels.tolist()]
 
     def loss(self, model: nn.Module, batch: Samples):
         logits = model(batch.inputs)
@@ -108,9 +105,6 @@ class ToyTask:
 
     def load(self, checkpoint: Path) -> None:
         self.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-
-    def begin(self, folder: Path, checkpoint: Path | None) -> None:
-        pass
 
     def end_epoch(self, folder: Path, weights, history: list[dict[str, Any]], best: bool, last: bool) -> None:
         self.ended.append((history[-1]["epoch"], best, last))

@@ -12,13 +12,23 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from affect.core.config import parse, read_yaml, task_name
 
 if TYPE_CHECKING:
     from affect.data.config import Config
+
+
+START = {
+    "affectgpt": ("affect.data.config:Config", "affect.cli.train:train_affectgpt"),
+    "au_agent": ("affect.tasks.au_agent_config:AgentConfig", "affect.tasks.au_agent:train_au_agent"),
+    "expressions": ("affect.expressions.config:FerConfig", "affect.tasks.expressions:train_expressions"),
+}
+"""Task -> its settings, and what trains by them; each is imported when it is its turn."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,54 +39,22 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     content = read_yaml(args.cfg_path)
-    start = {"affectgpt": _affectgpt, "au_agent": _au_agent, "expressions": _expressions}
-    finished = start[task_name(content, args.cfg_path)](content, args.cfg_path, args.options)
+    settings, start = START[task_name(content, args.cfg_path)]
+    config = parse(resolve_name(settings), content, args.cfg_path, args.options)
+    from affect.core.device import keep_freed_memory, pick_device
     from affect.engine.stop import EXIT_CODE
 
-    return 0 if finished else EXIT_CODE
+    if pick_device(config.run.device).type == "cpu":
+        keep_freed_memory()
+    return 0 if resolve_name(start)(config, args.cfg_path) else EXIT_CODE
 
 
-def _affectgpt(content: dict[str, Any], where: str, options: Sequence[str]) -> bool:
-    from affect.data.config import Config
-
-    config = parse(Config, content, where, options)
-    _keep_freed_memory(config.run.device)
+def train_affectgpt(config: Config, cfg_path: str) -> bool:
+    """Train with what extraction brings along; return False when SIGTERM ended it early, after a checkpoint."""
     from affect.engine.loop import train
     from affect.tasks.affectgpt import open_task
 
-    return train(
-        config,
-        where,
-        lambda accelerator, folder, checkpoint: open_task(
-            config, accelerator, checkpoint is not None, fill_sentences, live_stores
-        ),
-    )
-
-
-def _au_agent(content: dict[str, Any], where: str, options: Sequence[str]) -> bool:
-    from affect.tasks.au_agent_config import AgentConfig
-
-    config = parse(AgentConfig, content, where, options)
-    from affect.tasks.au_agent import train_au_agent
-
-    return train_au_agent(config, where)
-
-
-def _expressions(content: dict[str, Any], where: str, options: Sequence[str]) -> bool:
-    from affect.expressions.config import FerConfig
-
-    config = parse(FerConfig, content, where, options)
-    _keep_freed_memory(config.run.device)
-    from affect.tasks.expressions import train_expressions
-
-    return train_expressions(config, where)
-
-
-def _keep_freed_memory(device: str) -> None:
-    from affect.core.device import keep_freed_memory, pick_device
-
-    if pick_device(device).type == "cpu":
-        keep_freed_memory()
+    return train(config, cfg_path, partial(open_task, config, fill_sentences, live_stores))
 
 
 def fill_sentences(config: Config, split: str) -> None:

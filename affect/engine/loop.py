@@ -14,12 +14,12 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from affect.core.config import read_yaml, save_yaml
-from affect.engine.checkpoint import TrainState, read_state, save_checkpoint
+from affect.core.config import save_yaml
+from affect.engine.checkpoint import TrainState, save_checkpoint
 from affect.engine.curves import draw_epoch
 from affect.engine.launch import agreed, check_trackers, start_accelerator, start_trackers
 from affect.engine.metrics import Metrics, numbers_of
-from affect.engine.older_runs import older_state
+from affect.engine.older_runs import state_of
 from affect.engine.run_folder import choose_folder, locked
 from affect.engine.schedule import learning_rate
 from affect.engine.step import StepReport
@@ -30,22 +30,6 @@ from affect.engine.trainer import Trainer, start_trainer, write_state
 logger = logging.getLogger(__name__)
 
 OpenTask = Callable[[Accelerator, Path, Path | None], Task]
-
-
-@dataclass
-class Run:
-    """Everything that one run's epochs share."""
-
-    task: Task
-    config: Any
-    trainer: Trainer
-    folder: Path
-    metrics: Metrics | None
-    """On the main process."""
-    stop: StopRequest
-    per_epoch: int
-    total: int
-    """Steps of an epoch, and of the run."""
 
 
 def train(config: Any, cfg_path: str | Path, open_task: OpenTask) -> bool:
@@ -80,35 +64,31 @@ def run_task(task: Task, config: Any, folder: Path, checkpoint: Path | None, acc
     that very step was written. Raises FloatingPointError naming the samples of a step whose loss is not finite.
     """
     with ExitStack() as stack:
-        run, state = _start(task, config, folder, checkpoint, accelerator, stack)
+        run = start(task, config, folder, checkpoint, accelerator, stack)
         if task.validates_first and checkpoint is None:
-            state = _entered(run, state, run.trainer.validate(run.stop) or {})
-        while not state.reason:
-            state, stopping = _steps(run, state)
+            run.enter(run.trainer.validate(run.stop) or {})
+        while not run.state.reason:
+            stopping = run.steps()
             scores = None if stopping else run.trainer.validate(run.stop)
             if scores is None:
-                return _leave(run, state)
-            state = _after_epoch(run, _entered(run, replace(state, epoch=state.epoch + 1), scores))
-            weights = run.trainer.weights()
-            _keep(run, state, weights)
-            _tell_epoch(run, state, _save(run, state, weights))
-    return state
+                run.leave()
+            else:
+                run.end_epoch(scores)
+    return run.state
 
 
-def _start(
+def start(
     task: Task, config: Any, folder: Path, checkpoint: Path | None, accelerator: Accelerator, stack: ExitStack
-) -> tuple[Run, TrainState]:
+) -> Run:
     """Return the run at its beginning, or where a checkpoint left it."""
-    per_epoch, total = (count(accelerator.num_processes) for count in (task.steps_per_epoch, task.total_steps))
-    state, same = TrainState(epoch=0, step=0, loss=math.nan), True
+    per_epoch, total = task.steps(accelerator.num_processes)
+    state = TrainState(epoch=0, step=0, loss=math.nan)
     if checkpoint:
-        state = _start_of(older_state(checkpoint, task.run) or read_state(checkpoint), per_epoch, total)
+        state = _where(state_of(checkpoint, task.run), per_epoch, total)
         task.load(checkpoint)
-        there = read_yaml(checkpoint / "config.yaml")
-        same = there.get("run", there).get("optimizer", "adamw") == task.run.optimizer
     trainer = start_trainer(task, accelerator, state.step, total)
     if checkpoint:
-        trainer.load(checkpoint, state.updates, same)
+        trainer.load(checkpoint, state.updates)
         logger.info("going on from %s (epoch %d, step %d)", checkpoint, state.epoch, state.step)
     stop = stack.enter_context(StopRequest())
     stack.enter_context(closing(trainer.batches))
@@ -118,10 +98,10 @@ def _start(
         metrics = stack.enter_context(closing(Metrics(folder, checkpoint, state)))
     start_trackers(accelerator, config, folder)
     stack.callback(lambda: [tracker.finish() for tracker in accelerator.trackers])
-    return Run(task, config, trainer, folder, metrics, stop, per_epoch, total), state
+    return Run(task, config, trainer, folder, metrics, stop, per_epoch, total, state)
 
 
-def _start_of(state: TrainState, per_epoch: int, total: int) -> TrainState:
+def _where(state: TrainState, per_epoch: int, total: int) -> TrainState:
     """Return where to go on: within an epoch, or at its start if the checkpoint counted other epochs."""
     begin = state.epoch * per_epoch
     if begin <= state.step <= begin + per_epoch and state.sums.get("steps", 0) == state.step - begin:
@@ -132,142 +112,159 @@ def _start_of(state: TrainState, per_epoch: int, total: int) -> TrainState:
     return replace(state, step=step, sums=sums, reason=reason, finished=bool(reason))
 
 
-def _steps(run: Run, state: TrainState) -> tuple[TrainState, bool]:
-    """Run what is left of an epoch's steps; return the state then, and whether it was asked to stop before it."""
-    settings, trainer = run.task.run, run.trainer
-    end = min((state.epoch + 1) * run.per_epoch, run.total)
-    began, first, trainer.waited = time.monotonic(), state.step, 0.0
-    while state.step < end:
-        rate = _rate(run, state)
-        report = trainer.next_step(rate, run.stop)
-        state = _counted(state, report, trainer)
-        times = ((time.monotonic() - began) / (state.step - first), trainer.waited / (state.step - first))
-        _tell_step(run, state, rate, report, times)
-        if report.stop:
-            return state, True
-        if settings.save_every and state.step % settings.save_every == 0:
-            _save(run, state, trainer.weights())
-    return state, False
+@dataclass
+class Run:
+    """What a run's epochs share, and where it is."""
+
+    task: Task
+    config: Any
+    trainer: Trainer
+    folder: Path
+    metrics: Metrics | None
+    """On the main process."""
+    stop: StopRequest
+    per_epoch: int
+    total: int
+    """Steps of an epoch, and of the run."""
+    state: TrainState
+
+    @property
+    def end(self) -> int:
+        """Step at which the epoch at hand ends."""
+        return min((self.state.epoch + 1) * self.per_epoch, self.total)
+
+    def steps(self) -> bool:
+        """Run what is left of an epoch's steps; return whether it was asked to stop before the epoch's end."""
+        trainer, save_every = self.trainer, self.task.run.save_every
+        began, first, trainer.waited = time.monotonic(), self.state.step, 0.0
+        while self.state.step < self.end:
+            rate = self._rate(self.state.step)
+            report = trainer.next_step(rate, self.stop)
+            self._count(report)
+            done = self.state.step - first
+            self._tell_step(rate, report, (time.monotonic() - began) / done, trainer.waited / done)
+            if report.stop:
+                return True
+            if save_every and self.state.step % save_every == 0:
+                self.save()
+        return False
+
+    def _rate(self, step: int) -> float:
+        losses = [entry.get("val_loss") for entry in self.state.history if entry["epoch"]]
+        losses = [math.inf if loss is None else loss for loss in losses]
+        return learning_rate(step, self.per_epoch, self.total, self.task.run, losses)
+
+    def _count(self, report: StepReport) -> None:
+        """Add a step to the state."""
+        sums, size, average = self.state.sums, report.size, self.trainer.average
+        padding = {"padding": size.padding / size.cells} if size.cells else {}
+        more = {"steps": 1, "loss": report.loss, **report.means, **padding}
+        sums = {key: sums.get(key, 0) + value for key, value in more.items()}
+        updates = average.updates if average else 0
+        loss = sums["loss"] / sums["steps"]
+        self.state = replace(self.state, step=self.trainer.step, loss=loss, sums=sums, updates=updates)
+
+    def _tell_step(self, rate: float, report: StepReport, seconds: float, waited: float) -> None:
+        """Write a step's line; now and then tell log and trackers. seconds, waited: of a step, on average."""
+        accelerator, state = self.trainer.accelerator, self.state
+        if self.metrics is None:
+            return
+        flops = self.task.flops(report.size) / accelerator.num_processes if accelerator.mixed_precision != "no" else 0.0
+        numbers = numbers_of(report, state.step, state.epoch + 1, rate, flops, accelerator.device)
+        self.metrics.write(numbers)
+        place, left = state.step - 1 - state.epoch * self.per_epoch, self.end - state.step
+        if place % self.task.run.log_every and left:
+            return
+        logger.info(
+            "Train: data epoch: [%d]  [%*d/%d]  eta: %s  lr: %.8f  loss: %.8f%s  time: %.3f  data: %.3f  "
+            "max mem: %.0f MiB",
+            state.epoch + 1,
+            len(str(self.per_epoch)),
+            place,
+            self.per_epoch,
+            timedelta(seconds=int(seconds * left)),
+            rate,
+            report.loss,
+            "".join(f"  {name}: {value:.4f}" for name, value in report.means.items()),
+            seconds,
+            waited,
+            numbers["memory_mib"],
+        )
+        self._track(numbers)
+
+    def _track(self, numbers: dict[str, Any]) -> None:
+        told = {key: value for key, value in numbers.items() if key not in ("step", "epoch") and value is not None}
+        self.trainer.accelerator.log(told, step=numbers["step"])
+
+    def enter(self, scores: dict[str, float]) -> None:
+        """Add an entry to the history, told to file and trackers: the means since the last one, and scores."""
+        sums = dict(self.state.sums)
+        entry: dict[str, Any] = {"epoch": self.state.epoch, "step": self.state.step}
+        if steps := sums.pop("steps", 0):
+            entry["lr"] = self._rate(self.state.step - 1)
+        means = {f"train_{key}": value / steps for key, value in sums.items()}
+        entry |= {key: value if math.isfinite(value) else None for key, value in (means | scores).items()}
+        if self.metrics:
+            self.metrics.write(entry)
+        self._track(entry)
+        history = [*self.state.history, entry]
+        self.state = replace(self.state, sums={}, val_loss=entry.get("val_loss"), history=history)
+
+    def end_epoch(self, scores: dict[str, float]) -> None:
+        """Judge an epoch by its scores, keep what it brought, and say so."""
+        self.state = replace(self.state, epoch=self.state.epoch + 1)
+        self.enter(scores)
+        self.state = judged(self.state, self.task, self.state.step >= self.total)
+        weights, state = self.trainer.weights(), self.state
+        if self.metrics:
+            self.task.end_epoch(self.folder, weights, state.history, state.best_epoch == state.epoch, state.finished)
+            if self.task.run.visualize_training:
+                draw_epoch(self.folder, state.epoch, self.per_epoch, state.finished)
+        checkpoint = self.save(weights)
+        apart = ("epoch", "step", "lr", "train_loss", "train_padding")
+        found = state.history[-1]
+        told = [f"{key} {value:.4f}" for key, value in found.items() if key not in apart and value is not None]
+        told += ["the best so far"] if state.best_epoch == state.epoch else []
+        told += [f"padding {100 * found['train_padding']:.1f} %"] if "train_padding" in found else []
+        told += [f"checkpoint {checkpoint}"]
+        logger.info("epoch %d done, mean loss %.4f, %s", state.epoch, state.loss, ", ".join(told))
+        if state.finished and state.step < self.total:
+            logger.info("training ends: %s", state.reason)
+
+    def leave(self) -> None:
+        """Write a checkpoint of this very step."""
+        self.state = state = replace(self.state, reason="SIGTERM")
+        path = self.save()
+        logger.info(
+            "asked to stop: step %d is done, mean loss %.4f so far, checkpoint %s", state.step, state.loss, path
+        )
+
+    def save(self, weights: Weights | None = None) -> Path | None:
+        """Write a checkpoint; every process takes part, the main one writes and returns the folder."""
+        weights = weights or self.trainer.weights()
+        moments, path = self.trainer.state(), None
+
+        def write(folder: Path) -> None:
+            self.task.save(folder, weights)
+            write_state(folder, moments)
+            save_yaml(self.config.model_dump(mode="json"), folder / "config.yaml")
+
+        if self.metrics:
+            self.metrics.flush()
+            path = save_checkpoint(
+                self.folder, self.state, bool(self.state.sums), write, self.task.run.keep_checkpoints
+            )
+        self.trainer.accelerator.wait_for_everyone()
+        return path
 
 
-def _rate(run: Run, state: TrainState) -> float:
-    """Return the rate of the next step."""
-    losses = [entry.get("val_loss") for entry in state.history if entry["epoch"]]
-    losses = [math.inf if loss is None else loss for loss in losses]
-    return learning_rate(state.step, run.per_epoch, run.total, run.task.run, losses)
-
-
-def _counted(state: TrainState, report: StepReport, trainer: Trainer) -> TrainState:
-    """Return the state after one more step."""
-    size = report.size
-    padding = {"padding": size.padding / size.cells} if size.cells else {}
-    more = {"steps": 1, "loss": report.loss, **report.means, **padding}
-    sums = {key: state.sums.get(key, 0) + value for key, value in more.items()}
-    updates = trainer.average.updates if trainer.average else 0
-    return replace(state, step=trainer.step, loss=sums["loss"] / sums["steps"], sums=sums, updates=updates)
-
-
-def _tell_step(run: Run, state: TrainState, rate: float, report: StepReport, times: tuple[float, float]) -> None:
-    """Write a step's line; now and then tell log and trackers. times: of a step, and of its wait for batches."""
-    accelerator, sizes = run.trainer.accelerator, report.size
-    if run.metrics is None:
-        return
-    flops = run.task.flops(sizes) / accelerator.num_processes if accelerator.mixed_precision != "no" else 0.0
-    numbers = numbers_of(report, state.step, state.epoch + 1, rate, flops, accelerator.device)
-    run.metrics.write(numbers)
-    place = state.step - 1 - state.epoch * run.per_epoch
-    left = min((state.epoch + 1) * run.per_epoch, run.total) - state.step
-    if place % run.task.run.log_every and left:
-        return
-    means = "".join(f"  {name}: {value:.4f}" for name, value in report.means.items())
-    logger.info(
-        "Train: data epoch: [%d]  [%*d/%d]  eta: %s  lr: %.8f  loss: %.8f%s  time: %.3f  data: %.3f  max mem: %.0f MiB",
-        state.epoch + 1,
-        len(str(run.per_epoch)),
-        place,
-        run.per_epoch,
-        timedelta(seconds=int(times[0] * left)),
-        rate,
-        report.loss,
-        means,
-        *times,
-        numbers["memory_mib"],
-    )
-    told = {key: value for key, value in numbers.items() if key not in ("step", "epoch") and value is not None}
-    accelerator.log(told, step=state.step)
-
-
-def _entered(run: Run, state: TrainState, scores: dict[str, float]) -> TrainState:
-    """Return the state with an epoch's entry in its history, told to file and trackers."""
-    sums = {key: value for key, value in state.sums.items() if key != "steps"}
-    means = {f"train_{key}": value / state.sums["steps"] for key, value in sums.items()}
-    entry = {"epoch": state.epoch, "step": state.step}
-    if means:
-        entry["lr"] = _rate(run, replace(state, step=state.step - 1))
-    entry |= {key: value if math.isfinite(value) else None for key, value in (means | scores).items()}
-    if run.metrics:
-        run.metrics.write(entry)
-    told = {key: value for key, value in entry.items() if key not in ("epoch", "step") and value is not None}
-    run.trainer.accelerator.log(told, step=state.step)
-    return replace(state, sums={}, val_loss=entry.get("val_loss"), history=[*state.history, entry])
-
-
-def _after_epoch(run: Run, state: TrainState) -> TrainState:
+def judged(state: TrainState, task: Task, over: bool) -> TrainState:
     """Return the state after an epoch with the best one so far, and with why the run ends if it does."""
-    watched, patience = run.task.watched, run.task.run.early_stop
-    score, sign = state.history[-1].get(watched.score), 1 if watched.higher else -1
+    watched, patience, found = task.watched, task.run.early_stop, state.history[-1]
+    score, sign = found.get(watched.score), 1 if watched.higher else -1
     if score is not None and (state.best_score is None or sign * score > sign * state.best_score):
         state = replace(state, best_epoch=state.epoch, best_score=score)
-    reason = ""
-    if state.step >= run.total:
-        reason = "all epochs are done"
-    elif patience and watched.score in state.history[-1] and state.epoch - (state.best_epoch or 0) >= patience:
-        told = watched.told or watched.score
-        reason = f"no better {told} than that of epoch {state.best_epoch or 0} in {patience} epochs"
+    best, reason = state.best_epoch or 0, "all epochs are done" if over else ""
+    if not over and patience and watched.score in found and state.epoch - best >= patience:
+        reason = f"no better {watched.told} than that of epoch {best} in {patience} epochs"
     return replace(state, reason=reason, finished=bool(reason))
-
-
-def _keep(run: Run, state: TrainState, weights: Weights) -> None:
-    """Write pictures and what the task keeps beside the checkpoints."""
-    if run.metrics:
-        run.task.end_epoch(run.folder, weights, state.history, state.best_epoch == state.epoch, state.finished)
-        if run.task.run.visualize_training:
-            draw_epoch(run.folder, state.epoch, run.per_epoch, state.finished)
-
-
-def _tell_epoch(run: Run, state: TrainState, checkpoint: Path | None) -> None:
-    """Write a line about an epoch."""
-    padding = state.history[-1].get("train_padding")
-    apart = ("epoch", "step", "lr", "train_loss", "train_padding")
-    scores = {key: value for key, value in state.history[-1].items() if key not in apart and value is not None}
-    told = [f"{key} {value:.4f}" for key, value in scores.items()]
-    told += ["the best so far"] if state.best_epoch == state.epoch else []
-    told += [f"padding {100 * padding:.1f} %"] if padding is not None else []
-    told += [f"checkpoint {checkpoint}"]
-    logger.info("epoch %d done, mean loss %.4f%s", state.epoch, state.loss, "".join(f", {text}" for text in told))
-    if state.finished and state.step < run.total:
-        logger.info("training ends: %s", state.reason)
-
-
-def _leave(run: Run, state: TrainState) -> TrainState:
-    """Write a checkpoint of this very step."""
-    state = replace(state, reason="SIGTERM")
-    path = _save(run, state, run.trainer.weights())
-    logger.info("asked to stop: step %d is done, mean loss %.4f so far, checkpoint %s", state.step, state.loss, path)
-    return state
-
-
-def _save(run: Run, state: TrainState, weights: Weights) -> Path | None:
-    """Write a checkpoint; every process takes part, the main one writes and returns the folder."""
-    moments, path = run.trainer.state(), None
-
-    def write(folder: Path) -> None:
-        run.task.save(folder, weights)
-        write_state(folder, moments)
-        save_yaml(run.config.model_dump(mode="json"), folder / "config.yaml")
-
-    if run.metrics:
-        run.metrics.flush()
-        path = save_checkpoint(run.folder, state, bool(state.sums), write, run.task.run.keep_checkpoints)
-    run.trainer.accelerator.wait_for_everyone()
-    return path

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from affect.engine.checkpoint import TrainState
-from affect.engine.older_runs import is_older, older_lines
+from affect.engine.older_runs import older_lines
 from affect.engine.step import StepReport
 
 FILE = "metrics.jsonl"
@@ -40,8 +40,8 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         if checkpoint is None or state is None:
             self.path.unlink(missing_ok=True)
-        elif is_older(checkpoint):
-            self.path.write_text("".join(map(_line, older_lines(checkpoint))))
+        elif lines := older_lines(checkpoint):
+            self.path.write_text("".join(map(_line, lines)))
         elif checkpoint.parent != folder and (checkpoint.parent / FILE).is_file():
             self.path.write_bytes((checkpoint.parent / FILE).read_bytes())
         if state and self.path.is_file():

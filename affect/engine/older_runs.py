@@ -15,14 +15,11 @@ _KEYS = {"steps": "step", "epochs": "epoch", "lrs": "lr", "losses": "loss", "pad
 """Array -> key of a step; steps counted from 0."""
 
 
-def is_older(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint is of such a run."""
-    return (checkpoint / "curves.npz").is_file()
-
-
 def older_lines(checkpoint: Path) -> list[dict[str, Any]]:
-    """Return what metrics.jsonl would hold (raises ValueError where curves.npz cannot be read)."""
+    """Return what metrics.jsonl would hold, nothing for other runs (raises ValueError for a broken curves.npz)."""
     path = checkpoint / "curves.npz"
+    if not path.is_file():
+        return []
     try:
         with np.load(path, allow_pickle=False) as data:
             columns = {key: data[name].tolist() for name, key in _KEYS.items()}
@@ -39,20 +36,17 @@ def older_lines(checkpoint: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def older_state(checkpoint: Path, run: RunSettings) -> TrainState | None:
-    """Return where such a run was, None where it is no such run.
-
-    Raises ValueError where its steps, each of one batch, would now be steps of several.
-    """
-    if not is_older(checkpoint):
-        return None
+def state_of(checkpoint: Path, run: RunSettings) -> TrainState:
+    """Return where a run was, older or not (raises ValueError where its steps of one batch would now have several)."""
+    state, lines = read_state(checkpoint), older_lines(checkpoint)
+    if not lines:
+        return state
     if run.gradient_accumulation_steps > 1:
         raise ValueError(
             f"{checkpoint}: a step of this run was one batch and would now be gradient_accumulation_steps "
             f"{run.gradient_accumulation_steps} of them; begin anew in another run.output_dir, with model.ckpt for its "
             "weights"
         )
-    state, lines = read_state(checkpoint), older_lines(checkpoint)
     begun = [line for line in lines if line["epoch"] == state.epoch + 1]
     sums = {key: sum(line[key] for line in begun) for key in ("loss", "padding")} if begun else {}
     history = [line for line in lines if "val_loss" in line]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class StepReport:
     size: Size
     stop: bool
     """True when any process was asked to stop."""
-    moved: bool
+    moved: bool = True
     """False where loss or gradient was not finite; where there is a scaler, it answers the latter."""
     seconds: float = 0.0
     """With the wait for batches."""
@@ -59,20 +59,20 @@ def training_step(
     shares, own = _shares([task.size(batch) for batch in window], accelerator)
     seeds = [(run.seed, step, accelerator.process_index, number) for number in range(len(window))]
     batches = [task.to_device(batch, accelerator.device, seed) for batch, seed in zip(window, seeds, strict=True)]
-    losses, means = _gradient(task, model, batches, shares, seeds, accelerator)
+    found = _gradient(task, model, batches, shares, seeds, accelerator)
     weights = [weight for weight in weights or model.parameters() if weight.grad is not None]
     norm = nn.utils.get_total_norm([weight.grad for weight in weights])
     asked = stop is not None and stop.asked
-    loss, means, grad_norm, size, stopping = _told(shares, losses, means, norm, own, asked, accelerator)
-    moved = math.isfinite(loss) and math.isfinite(grad_norm)
+    report = _told(found, shares, norm, own, asked, accelerator)
+    moved = math.isfinite(report.loss) and math.isfinite(report.grad_norm)
     if moved and run.sam:
         with worst_point(weights, run.sam_rho, run.sam_adaptive), kept_statistics(model):
             _gradient(task, model, batches, shares, seeds, accelerator)
         norm = nn.utils.get_total_norm([weight.grad for weight in weights])
-    if moved or (math.isfinite(loss) and accelerator.scaler):  # whose scale falls where it was too high
+    if moved or (math.isfinite(report.loss) and accelerator.scaler):  # whose scale falls where it was too high
         moved = _move(optimizer, weights, norm, run.max_grad_norm, accelerator.scaler)
     optimizer.zero_grad()
-    return StepReport(loss, means, grad_norm, losses, size, stopping, moved)
+    return replace(report, moved=moved)
 
 
 def _shares(sizes: Sequence[Size], accelerator: Accelerator) -> tuple[Tensor, Size]:
@@ -92,9 +92,9 @@ def _gradient(
     shares: Tensor,
     seeds: Sequence[tuple[int, ...]],
     accelerator: Accelerator,
-) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Add the gradient of the step's mean loss; return loss and other means of each batch."""
-    losses, means = [], []
+) -> list[dict[str, Tensor]]:
+    """Add the gradient of the step's mean loss; return `loss` and other means of each batch."""
+    found = []
     for number, batch in enumerate(batches):
         torch.manual_seed(int(np.random.SeedSequence(seeds[number]).generate_state(1)[0]))
         last = number + 1 == len(batches)
@@ -102,33 +102,26 @@ def _gradient(
             loss, others = task.loss(model, batch)
             # the gradient is averaged over processes afterwards, hence their number
             accelerator.backward(loss * (shares[number] * accelerator.num_processes))
-        losses.append(loss.detach())
-        means.append({name: value.detach() for name, value in others.items()})
-    return losses, means
+        found.append({name: value.detach() for name, value in {"loss": loss, **others}.items()})
+    return found
 
 
 def _told(
-    shares: Tensor,
-    losses: list[Tensor],
-    means: list[dict[str, Tensor]],
-    norm: Tensor,
-    own: Size,
-    asked: bool,
-    accelerator: Accelerator,
-) -> tuple[float, dict[str, float], float, Size, bool]:
+    found: list[dict[str, Tensor]], shares: Tensor, norm: Tensor, own: Size, asked: bool, accelerator: Accelerator
+) -> StepReport:
     """Return loss, other means, length of the gradient, size and the wish to stop over all processes."""
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if accelerator.scaler:
         norm = norm / accelerator.scaler.scale(torch.ones_like(norm))
-    names = list(means[0])
-    device = losses[0].device
-    parts = [torch.stack([losses[i], *(means[i][name] for name in names)]) * shares[i] for i in range(len(losses))]
+    parts = [torch.stack(list(each.values())) * share for each, share in zip(found, shares, strict=True)]
+    device = parts[0].device
     known = torch.tensor([float(asked), *map(float, astuple(own))]).to(device, non_blocking=True)
     numbers = torch.cat([known, (norm / accelerator.num_processes).reshape(1).to(device), sum(parts)])
     numbers = accelerator.reduce(numbers, reduction="sum").tolist()  # the step's one wait
-    stopping, weight, *counts, length, loss = numbers[: len(numbers) - len(names)]
-    size = Size(weight, *map(int, counts))
-    return loss, dict(zip(names, numbers[len(numbers) - len(names) :], strict=True)), length, size, stopping > 0
+    stopping, weight, *counts, length = numbers[: -len(found[0])]
+    means = dict(zip(found[0], numbers[-len(found[0]) :], strict=True))
+    size, own_losses = Size(weight, *map(int, counts)), [each["loss"] for each in found]
+    return StepReport(means.pop("loss"), means, length, own_losses, size, stop=stopping > 0)
 
 
 def _move(

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from affect.core.config import RunSettings
+from affect.core.config import RunSettings, read_yaml
 from affect.engine.average import WeightAverage
 from affect.engine.sharding import like, load_whole_optimizer, prepare_sharding, whole, whole_optimizer
 from affect.engine.step import StepReport, training_step
@@ -81,8 +81,8 @@ class Trainer:
         """Return the error that names the samples behind a loss; every process comes here together."""
         task = self.task
         broken = [batch for batch, loss in zip(window, report.own_losses, strict=True) if not loss.isfinite()]
-        names = gather_object([name for batch in broken for name in task.names(batch)])
-        names = names or gather_object([name for batch in window for name in task.names(batch)])
+        names = gather_object([name for batch in broken for name in batch.names])
+        names = names or gather_object([name for batch in window for name in batch.names])
         found = f"loss is {report.loss}" if not math.isfinite(report.loss) else "gradient is not finite"
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
         return FloatingPointError(
@@ -124,15 +124,15 @@ class Trainer:
             "scaler": scaler.state_dict() if scaler else None,
         }
 
-    def load(self, checkpoint: Path, updates: int, same_optimizer: bool = True) -> None:
+    def load(self, checkpoint: Path, updates: int) -> None:
         """Go on from a state with this run's own settings (raises ValueError where it cannot be read or does not fit).
 
-        The model has the weights that the checkpoint keeps already. same_optimizer: False leaves out moments that
-        another kind of optimizer wrote.
+        The model has the weights that the checkpoint keeps already. Moments of another kind of optimizer are left out.
         """
+        there = read_yaml(checkpoint / "config.yaml")
         path = checkpoint / "optimizer.pt"
         try:
-            if same_optimizer:
+            if there.get("run", there).get("optimizer", "adamw") == self.task.run.optimizer:
                 state = torch.load(path, map_location="cpu", weights_only=True)
                 load_whole_optimizer(self.optimizer, state["state"])
             if self.average:
@@ -182,7 +182,7 @@ def start_trainer(task: Task, accelerator: Accelerator, first: int = 0, last: in
     wrapped, prepared = accelerator.prepare(task.model, optimizer)
     wrapped.train()
     average = WeightAverage(list(trainable(task.model).values()), task.run.ema) if task.run.ema else None
-    last = task.total_steps(accelerator.num_processes) if last is None else last
+    last = task.steps(accelerator.num_processes)[1] if last is None else last
     batches = task.batches(first, last, accelerator)
     return Trainer(task, wrapped, prepared.optimizer, average, batches, accelerator, first)
 

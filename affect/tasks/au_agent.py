@@ -14,13 +14,12 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import LoraConfig, PeftModel
@@ -33,9 +32,8 @@ from affect.core.plots import draw_lines
 from affect.data.sampling import StepBatches
 from affect.engine.launch import PRECISION
 from affect.engine.loop import train
-from affect.engine.metrics import flops_per_token, read_metrics
+from affect.engine.metrics import read_metrics
 from affect.engine.sharding import whole
-from affect.engine.stop import StopRequest
 from affect.engine.task import Size, Watched, Weights
 from affect.engine.trainer import trainable
 from affect.models.saved import load_adapter
@@ -52,6 +50,7 @@ from affect.tasks.au_agent_records import (
     read_sets,
     unigram_loss,
 )
+from affect.tasks.language import LanguageTask, share_out
 
 logger = logging.getLogger(__name__)
 
@@ -59,91 +58,47 @@ _ROLE = "model_name_or_path"
 
 
 @dataclass
-class AgentTask:
-    """The task that `affect.engine.task.Task` describes; its epochs lie between two evaluations."""
+class AgentTask(LanguageTask):
+    """Answers of records; an epoch lies between two evaluations."""
 
     run: AgentConfig
-    steps: Steps
+    counts: Steps
     model: PeftModel
     examples: list[Example]
     held_out: list[Example]
 
-    watched = Watched("val_loss", told="held-out loss")
+    watched = Watched("val_loss", "held-out loss")
     noun = "records"
 
     def __post_init__(self) -> None:
         self.validates_first = bool(self.held_out)
         self.unigram = unigram_loss(self.examples, self.held_out) if self.held_out else None
-        self._flops_per_token = flops_per_token(self.model)
         self._accepted = frozenset(inspect.signature(self.model.get_base_model().forward).parameters)
 
-    def steps_per_epoch(self, processes: int) -> int:
-        """Return the steps between two evaluations or, where there are none, two checkpoints."""
-        return self.steps.epoch
-
-    def total_steps(self, processes: int) -> int:
-        """Return the steps of the run."""
-        return self.steps.run
+    def steps(self, processes: int) -> tuple[int, int]:
+        """Return the steps between two evaluations or, where there are none, two checkpoints, and those of the run."""
+        return self.counts.epoch, self.counts.run
 
     def batches(self, first: int, last: int, accelerator: Accelerator) -> Generator[AnswerBatch]:
         """Return this process's batches from step `first` to before `last`."""
-        every, lengths = self.run.gradient_accumulation_steps, np.array([len(e["input_ids"]) for e in self.examples])
-        draws = StepBatches(
-            size=len(self.examples),
-            batch_size=self.run.batch_size_train,
-            seed=self.run.seed,
-            first=first * every,
-            last=last * every,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            lengths=(lambda cycle: lengths) if self.run.group_by_length else None,
-        )
-        return (self._batch([self.examples[draw.index] for draw in batch]) for batch in draws)
-
-    def _batch(self, examples: list[Example]) -> AnswerBatch:
-        return collate(examples, self._accepted)
-
-    def to_device(self, batch: AnswerBatch, device: torch.device, seed: tuple[int, ...]) -> AnswerBatch:
-        """Return a batch on a device."""
-        inputs = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.inputs.items()}
-        return AnswerBatch(inputs, batch.labels.to(device, non_blocking=True), batch.records)
+        lengths = np.array([len(example["input_ids"]) for example in self.examples])
+        by_length = (lambda cycle: lengths) if self.run.group_by_length else None
+        draws = StepBatches(size=len(self.examples), lengths=by_length, **self.places(first, last, accelerator))
+        return (collate([self.examples[draw.index] for draw in batch], self._accepted) for batch in draws)
 
     def size(self, batch: AnswerBatch) -> Size:
         """Return how much a batch holds; what weighs is the answers' tokens."""
         cells, tokens = batch.inputs["attention_mask"].numel(), int(batch.inputs["attention_mask"].sum())
-        return Size(int((batch.labels != NO_LOSS).sum()), len(batch.records), tokens, cells, cells - tokens)
-
-    def names(self, batch: AnswerBatch) -> list[str]:
-        """Return the records' numbers."""
-        return list(map(str, batch.records))
+        return Size(int((batch.labels != NO_LOSS).sum()), len(batch.names), tokens, cells, cells - tokens)
 
     def loss(self, model: nn.Module, batch: AnswerBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy of the answers' tokens."""
         return answer_loss(model(**batch.inputs).logits, batch.labels), {}
 
-    def flops(self, size: Size) -> float:
-        """Return about how many operations a step takes."""
-        return size.tokens * self._flops_per_token
-
-    @torch.no_grad()
-    def validate(self, model: nn.Module, accelerator: Accelerator, stop: StopRequest) -> dict[str, float] | None:
-        """Return the mean loss over all held-out answers' tokens, as the baseline is."""
-        model.eval()
-        size, world = self.run.per_device_eval_batch_size, accelerator.num_processes
-        batches = [self.held_out[start : start + size] for start in range(0, len(self.held_out), size)]
-        total = count = 0.0
-        for first in range(0, len(batches), world):
-            number = first + accelerator.process_index  # one after the last only keeps step with other processes
-            batch = self._batch(batches[min(number, len(batches) - 1)])
-            tokens = self.size(batch).weight if number < len(batches) else 0
-            loss, _ = self.loss(model, self.to_device(batch, accelerator.device, ()))
-            numbers = torch.tensor([0.0, tokens, float(stop.asked)], device=loss.device)
-            numbers[0] = loss * tokens
-            part, tokens, stopping = accelerator.reduce(numbers, reduction="sum").tolist()
-            if stopping:
-                return None
-            total, count = total + part, count + tokens
-        return {"val_loss": total / count} if count else {}
+    def held_out_batches(self, accelerator: Accelerator) -> tuple[Iterable[AnswerBatch], int]:
+        """Return the held-out records, whose loss is then over the same tokens as the baseline's."""
+        batches, own = share_out(self.held_out, self.run.per_device_eval_batch_size, accelerator)
+        return (collate(batch, self._accepted) for batch in batches), own
 
     def weights(self) -> Weights:
         """Return the adapter's weights."""
@@ -187,7 +142,7 @@ class AgentTask:
             "train_records": len(self.examples),
             "held_out_records": len(self.held_out),
             "steps": ended["step"],
-            "epochs": ended["step"] / self.steps.of_pass,
+            "epochs": ended["step"] / self.counts.of_pass,
             "train_loss": float(np.mean([step["loss"] for step in steps[-self.run.log_every :]])),
             "held_out_loss_before": history[0].get("val_loss"),
             "held_out_loss": kept.get("val_loss"),

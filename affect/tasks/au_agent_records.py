@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from affect.core.causal_lm import pad_left
 from affect.core.conversation import COLUMNS, SYSTEM, question_ids
+from affect.core.schema import Tensors
 from affect.tasks.au_agent_config import AgentConfig
 
 logger = logging.getLogger(__name__)
@@ -222,14 +223,15 @@ def make_examples(
 
 
 @dataclass(frozen=True)
-class AnswerBatch:
+class AnswerBatch(Tensors):
     """Examples that are read together, padded on the left, so that logits are needed for the batch's tail only."""
 
     inputs: dict[str, Tensor | int]
     """What the model's forward takes: ids, mask, positions [B, L]."""
     labels: Tensor
     """[B, K], K being one more than the longest answer's tokens."""
-    records: list[int]
+    names: list[str]
+    """The records' numbers."""
 
 
 def collate(examples: Sequence[Example], accepted: Collection[str]) -> AnswerBatch:
@@ -244,7 +246,7 @@ def collate(examples: Sequence[Example], accepted: Collection[str]) -> AnswerBat
     optional = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0), "logits_to_keep": kept}
     inputs = {"input_ids": ids, "attention_mask": mask}
     inputs |= {name: value for name, value in optional.items() if name in accepted}
-    return AnswerBatch(inputs, labels, [example["record"] for example in examples])
+    return AnswerBatch(inputs, labels, [str(example["record"]) for example in examples])
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:

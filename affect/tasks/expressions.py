@@ -38,12 +38,12 @@ from affect.engine.launch import agreed
 from affect.engine.loop import train
 from affect.engine.sharding import whole
 from affect.engine.stop import StopRequest
-from affect.engine.task import Size, Watched, Weights
+from affect.engine.task import Size, Task, Watched, Weights
 from affect.expressions.balanced import ClassBalancedBatches
 from affect.expressions.config import FerConfig, load_fer_config
 from affect.expressions.evaluation import evaluate, joined
 from affect.expressions.image_files import ImageError
-from affect.expressions.image_set import ImageSet, Readable, check_images, loader_of, open_images
+from affect.expressions.image_set import ImageSet, Readable, check_images, collate, open_images
 from affect.expressions.losses import ExpressionLoss, class_weights
 from affect.expressions.mixing import mix
 from affect.expressions.models import ExpressionModel, build_model, check_settings
@@ -69,8 +69,8 @@ def train_expressions(config: FerConfig, cfg_path: str | Path) -> bool:
 
 
 @dataclass
-class ExpressionTask:
-    """The task that `affect.engine.task.Task` describes."""
+class ExpressionTask(Task):
+    """Images, each named an expression or several."""
 
     config: FerConfig
     model: ExpressionModel
@@ -84,40 +84,26 @@ class ExpressionTask:
     """Of the last validation."""
 
     noun = "images"
-    validates_first = False
 
     def __post_init__(self) -> None:
         self.run = self.config.run
         self.watched = watched(self.config)
         self.loss_of = build_loss(self.config, self.sets["train"])
 
-    def steps_per_epoch(self, processes: int) -> int:
-        """Return how many steps see as many images as there are; the last one goes on with the next cycle's."""
+    def steps(self, processes: int) -> tuple[int, int]:
+        """Return how many steps see as many images as there are, the last one going on with the next cycle's."""
         images = self.run.batch_size_train * self.run.gradient_accumulation_steps * processes
-        return math.ceil(len(self.sets["train"]) / images)
-
-    def total_steps(self, processes: int) -> int:
-        """Return the steps of all epochs."""
-        return self.run.max_epoch * self.steps_per_epoch(processes)
+        epoch = math.ceil(len(self.sets["train"]) / images)
+        return epoch, self.run.max_epoch * epoch
 
     def batches(self, first: int, last: int, accelerator: Accelerator) -> Generator[ImageBatch]:
         """Return this process's batches from step `first` to before `last`; an image that cannot be read raises."""
-        run, train_set = self.run, self.sets["train"]
-        order = {"labels": train_set.labels} if self.config.images.balanced else {}
-        sampler = (ClassBalancedBatches if order else StepBatches)(
-            size=len(train_set),
-            batch_size=run.batch_size_train,
-            seed=run.seed,
-            first=first * run.gradient_accumulation_steps,
-            last=last * run.gradient_accumulation_steps,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            **order,
-        )
-        ahead = 4 if run.num_workers else None
-        device = accelerator.device.type
-        loader = loader_of(Readable(train_set), run.num_workers, device, batch_sampler=sampler, prefetch_factor=ahead)
-        for batch, failures in loader:
+        train_set, places = self.sets["train"], self.places(first, last, accelerator)
+        if self.config.images.balanced:
+            sampler = ClassBalancedBatches(size=len(train_set), labels=train_set.labels, **places)
+        else:
+            sampler = StepBatches(size=len(train_set), **places)
+        for batch, failures in self.loader(Readable(train_set), sampler, collate, accelerator):
             if failures:
                 raise ImageError(f"{failures[0].reason}; set images.check_images to True, and such images are left out")
             yield batch
@@ -133,10 +119,6 @@ class ExpressionTask:
     def size(self, batch: ImageBatch) -> Size:
         """Return how many images a batch has."""
         return Size(len(batch.names), len(batch.names))
-
-    def names(self, batch: ImageBatch) -> list[str]:
-        """Return paths below the data's root, or rows of the CSV file."""
-        return batch.names
 
     def loss(self, model: nn.Module, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean loss, and the share of images whose likeliest class is that of the highest target."""
@@ -232,8 +214,8 @@ class ExpressionTask:
 def watched(config: FerConfig) -> Watched:
     """Return what makes an epoch the best one: accuracy, or macro F1 where several classes may be true."""
     if config.multi_label:
-        return Watched("val_macro_f1", higher=True, told="validation macro F1")
-    return Watched("val_acc", higher=True, told="validation accuracy")
+        return Watched("val_macro_f1", "validation macro F1", higher=True)
+    return Watched("val_acc", "validation accuracy", higher=True)
 
 
 def open_task(

@@ -30,7 +30,7 @@ def test_the_best_epoch_is_kept_and_told_and_early_stop_counts_from_it(tmp_path)
     assert task.ended == [(1, True, False), (2, True, False), (3, False, False), (4, False, True)]
     state = read_state(find_checkpoint(tmp_path / "run"))
     assert (state.best_epoch, state.best_score, state.epoch) == (2, 1.0, 4)
-    assert state.reason == "no better val_loss than that of epoch 2 in 2 epochs"
+    assert state.reason == "no better validation loss than that of epoch 2 in 2 epochs"
     assert [entry["val_loss"] for entry in state.history] == [3.0, 1.0, None, 2.0]
     assert [read_state(c).epoch for c in list_checkpoints(tmp_path / "run")] == [2, 4]
 

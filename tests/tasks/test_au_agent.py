@@ -173,7 +173,7 @@ def test_every_step_is_that_of_transformers(config, tmp_path, accumulated):
     task.save(tmp_path / "before", task.weights())
 
     def collate(examples):
-        batch = task._batch(examples)
+        batch = au_agent.collate(examples, task._accepted)
         return batch.inputs | {"labels": batch.labels}
 
     arguments = TrainingArguments(
