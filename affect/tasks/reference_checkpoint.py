@@ -8,11 +8,9 @@ faces).
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
+import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -25,7 +23,7 @@ from affect.core.files import atomic_write
 from affect.core.layouts import LAYOUTS, Layout
 from affect.core.schema import Modality
 from affect.data.config import Config, ModelConfig, read_config, save_config
-from affect.engine.checkpoint import TrainState, read_state
+from affect.engine.checkpoint import TrainState, list_checkpoints, read_state, save_checkpoint
 from affect.models.affectgpt import fusion_parts
 from affect.models.fusion import POSITIONS
 from affect.models.llm import lora_config
@@ -85,21 +83,19 @@ def from_reference(source: Path, run_folder: Path, config: Config) -> tuple[Path
     read.discard(MULTI_POSITIONS)  # of which only some rows are read
     rest = {key: weight for key, weight in state.items() if key not in read}
     train_state = _state(source, content, config)
-    folder = run_folder / f"checkpoint_{train_state.epoch:06d}_loss_{train_state.loss:.3f}"
-    if folder.exists():
-        raise ValueError(f"{folder} is there already; remove it or name another folder")
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    lora = lora_config(config.model)
-    lora.base_model_name_or_path, lora.inference_mode = config.model.llama_model, True
-    lora.save_pretrained(temporary / "adapter")
-    for name, weights in (("fusion", fusion), ("adapter/adapter_model", adapter)):  # copied, since they share memory
-        save_file({key: weight.clone() for key, weight in weights.items()}, temporary / f"{name}.safetensors")
-    torch.save({**content, "model": rest}, temporary / KEPT)
-    save_config(config, temporary / "config.yaml")
-    (temporary / "state.json").write_text(json.dumps(asdict(train_state), indent=1))
-    temporary.rename(folder)
+    if there := [path for path in list_checkpoints(run_folder) if read_state(path).epoch == train_state.epoch]:
+        raise ValueError(f"{there[0]} is there already; remove it or name another folder")
+
+    def write(folder: Path) -> None:
+        lora = lora_config(config.model)
+        lora.base_model_name_or_path, lora.inference_mode = config.model.llama_model, True
+        lora.save_pretrained(folder / "adapter")
+        for name, weights in (("fusion", fusion), ("adapter/adapter_model", adapter)):  # copied: they share memory
+            save_file({key: weight.clone() for key, weight in weights.items()}, folder / f"{name}.safetensors")
+        torch.save({**content, "model": rest}, folder / KEPT)
+        save_config(config, folder / "config.yaml")
+
+    folder = save_checkpoint(run_folder, train_state, inside=False, write=write, keep=sys.maxsize)
     return folder, [*rest, *content]
 
 
