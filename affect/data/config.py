@@ -10,7 +10,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, create_model
 from pydantic import model_validator as check
 
 from affect.core.config import ConfigError as ConfigError
@@ -223,7 +223,15 @@ class RunConfig(RunSettings):
         return self.max_epoch * self.iters_per_epoch
 
 
-class InferenceConfig(Section):
+Overrides = create_model(
+    "Overrides",
+    __base__=Section,
+    **{name: (field.rebuild_annotation() | None, None) for name, field in FeatureConfig.model_fields.items()},
+)
+"""The keys of `FeatureConfig`, each of which may be left out."""
+
+
+class InferenceConfig(Overrides):
     """Which checkpoint answers, how it decodes, where the answers go.
 
     Keys that data sets have too (layout, encoders, roots) override the data set's when given.
@@ -258,20 +266,6 @@ class InferenceConfig(Section):
     """Encode the sentences of AU JSON files when a clip is asked for, instead of reading AU features."""
 
     face_or_frame: Annotated[LayoutName | None, Unset] = None
-    frame_n_frms: int | None = Field(None, gt=0)
-    frame_sampling: Sampling | None = None
-    preextracted_root: str | None = None
-    visual_encoder: str | None = None
-    acoustic_encoder: str | None = None
-    au_encoder: str | None = None
-    clips_per_video: int | None = Field(None, gt=0)
-    mer_factory_output: str | None = None
-    use_preextracted_features: bool | None = None
-    data_root: str | None = None
-    video_root: str | None = None
-    audio_root: str | None = None
-    face_root: str | None = None
-
     aliases: ClassVar = also(batch_size="batch_size_eval")
     not_needed: ClassVar = {
         "task": "the task at the top of the file says it",
