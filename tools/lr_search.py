@@ -92,26 +92,22 @@ def range_test(config: FerConfig, rates: Sequence[float], folder: Path) -> np.nd
     config = config.model_copy(update={"run": config.run.model_copy(update={"ema": 0.0})})
     accelerator = start_accelerator(config.run)
     trainer = start_trainer(open_task(config, accelerator, folder), accelerator, last=len(rates))
-
-    def step(rate: float) -> float:
-        try:
-            return trainer.next_step(rate).loss
-        except FloatingPointError:
-            return math.inf
-
     with closing(trainer.batches):
-        return sweep(step, rates)
+        return sweep(lambda rate: trainer.next_step(rate).loss, rates)
 
 
 def sweep(step: Callable[[float], float], rates: Sequence[float]) -> np.ndarray:
     """Call `step` (rate -> loss) with growing rates until the loss explodes; return the losses before that, nats.
 
-    Raises ValueError where that happens before LEAST_STEPS.
+    A step may raise FloatingPointError, too. Raises ValueError where the loss explodes before LEAST_STEPS.
     """
     losses: list[float] = []
     lowest = math.inf
     for rate in tracked(rates, "range test"):
-        losses.append(step(float(rate)))
+        try:
+            losses.append(step(float(rate)))
+        except FloatingPointError:
+            break
         mean = float(np.mean(losses[-RECENT:]))
         lowest = min(lowest, mean)
         if not mean <= EXPLODED * lowest < math.inf:
@@ -198,28 +194,27 @@ def search_grid(cfg_path: str, options: Sequence[str], grid: dict[str, list[str]
     rows = []
     for number, (values, folder, config) in enumerate(runs, start=1):
         logger.info("%d of %d: %s", number, len(runs), folder.name)
-        if not train_once(config, cfg_path, folder):
+        scores = scores_of(config, cfg_path, folder)
+        if scores is None:
             return EXIT_CODE
-        rows.append(values | scores_of(folder))
+        rows.append(values | scores)
     write_grid(rows, list(grid), watched(runs[0][2]).score, out)
     return 0
 
 
-def train_once(config: FerConfig, cfg_path: str, folder: Path) -> bool:
-    """Train into a folder unless that is done or failed before; return False where SIGTERM ended it early."""
-    if (folder / NOT_FINITE).is_file():
-        return True
+def scores_of(config: FerConfig, cfg_path: str, folder: Path) -> dict[str, Any] | None:
+    """Train into a folder unless that is done or failed before; return the best epoch and its validation scores.
+
+    Nothing where the loss is not finite, None where SIGTERM ended the training early.
+    """
     try:
-        return train_expressions(config, cfg_path)
+        if (folder / NOT_FINITE).is_file():
+            return {}
+        if not train_expressions(config, cfg_path):
+            return None
     except FloatingPointError as error:
         with atomic_write(folder / NOT_FINITE) as handle:
             handle.write(str(error).encode())
-        return True
-
-
-def scores_of(folder: Path) -> dict[str, Any]:
-    """Return the epoch of a training's best network and its validation scores; nothing where the loss broke."""
-    if (folder / NOT_FINITE).is_file():
         return {}
     state = read_state(find_checkpoint(folder))
     best = next((entry for entry in state.history if entry["epoch"] == state.best_epoch), {})
