@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from affect.core.au_json import AuAnalysis, find_au_json
 from affect.core.schema import STORED_MODALITIES, Modality, check_name
-from affect.faces.finders import face_finder_name
 from affect.features.store import FeatureSpec, FeatureStore
 from extractors.au.templates import describe_clips
 
@@ -233,6 +232,8 @@ class Session:
     @property
     def faces_from(self) -> str:
         """Where faces come from, in the words of the store's sidecar."""
+        from affect.faces.finders import face_finder_name  # brings OpenCV
+
         return "face arrays" if self.settings.face_root else face_finder_name(self.settings.face_finder)
 
     @cached_property

@@ -1,5 +1,6 @@
 """The demo from clips to report, and that its text teaches the language and not the rule."""
 
+import logging
 from collections import Counter
 
 import pytest
@@ -32,6 +33,15 @@ def test_cues_do_not_name_emotions():
     assert not words & set(EMOTIONS)
 
 
+@pytest.fixture
+def logging_as_before():
+    """Take back what the demo, a program of its own, sets for the whole process."""
+    level = logging.getLogger("affect").level
+    yield
+    logging.getLogger("affect").setLevel(level)
+
+
+@pytest.mark.usefixtures("logging_as_before")
 def test_the_demo_needs_every_stream_and_gets_it_right(tmp_path):
     """Held-out people: fused at least 0.90, every single stream at least 0.15 below it, text near chance."""
     report = demo.main(["--root", str(tmp_path / "demo"), "--seeds", "1"])
