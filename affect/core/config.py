@@ -18,6 +18,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic import model_validator as check
 
+from affect.core.files import shipped
+
 logger = logging.getLogger(__name__)
 
 TASKS = ("affectgpt", "au_agent", "expressions")
@@ -189,8 +191,8 @@ class RunSettings(Section):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file (raises ConfigError)."""
-    path = Path(path)
+    """Return the mapping in a YAML file, of this folder or shipped with the package (raises ConfigError)."""
+    path = shipped(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
