@@ -32,12 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
         return expressions.main(arguments)
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    from affect.answer.attention import check_attention
-    from affect.answer.files import LABELS, REASONING
-    from affect.answer.setup import answered_datasets, check_layout, find_checkpoints, inference_device, trained_config
     from affect.data.config import load_config
 
     asked = load_config(args.cfg_path, options_of(args))
+    print(f"{args.cfg_path}: answering {args.video or 'data sets'}; loading libraries", flush=True)
+    from affect.answer.attention import check_attention
+    from affect.answer.files import LABELS, REASONING
+    from affect.answer.setup import answered_datasets, check_layout, find_checkpoints, inference_device, trained_config
+
     asked.inference.device, asked.inference.gpu = str(inference_device(asked.inference)), None
     checkpoints = find_checkpoints(args.ckpt, asked.inference)
     config = trained_config(asked, checkpoints[-1], args.cfg_path)

@@ -52,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         return run_on_devices(args, arguments)
     settings = settings_of(args)
     names = clip_names(args)
+    streams = ", ".join(settings.features or settings.stages)
+    print(f"{args.dataset}: {len(names)} clips, {streams}", flush=True)
 
     if settings.visual_encoder.startswith("fer:") and settings.device == "cpu":
         from affect.core.device import keep_freed_memory

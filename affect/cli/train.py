@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -39,8 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     content = read_yaml(args.cfg_path)
-    settings, start = START[task_name(content, args.cfg_path)]
+    task = task_name(content, args.cfg_path)
+    settings, start = START[task]
     config = parse(resolve_name(settings), content, args.cfg_path, args.options)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{args.cfg_path}: training of {task} on {config.run.device}; loading libraries", flush=True)
     from affect.core.device import keep_freed_memory, pick_device
     from affect.engine.stop import EXIT_CODE
 

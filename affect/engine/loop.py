@@ -15,11 +15,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from affect.core.config import save_yaml
-from affect.engine.checkpoint import TrainState, save_checkpoint
+from affect.engine.checkpoint import TrainState, read_state, save_checkpoint
 from affect.engine.curves import draw_epoch
 from affect.engine.launch import agreed, check_trackers, start_accelerator, start_trackers
 from affect.engine.metrics import Metrics, numbers_of
-from affect.engine.older_runs import state_of
 from affect.engine.run_folder import choose_folder, locked
 from affect.engine.schedule import learning_rate
 from affect.engine.step import StepReport
@@ -84,7 +83,12 @@ def start(
     per_epoch, total = task.steps(accelerator.num_processes)
     state = TrainState(epoch=0, step=0, loss=math.nan)
     if checkpoint:
-        state = _where(state_of(checkpoint, task.run), per_epoch, total)
+        if (checkpoint / "curves.npz").is_file():
+            raise ValueError(
+                f"{checkpoint}: written by a version whose steps were single batches, and does not go on; begin "
+                "anew in another run.output_dir, with model.ckpt for its weights"
+            )
+        state = _where(read_state(checkpoint), per_epoch, total)
         task.load(checkpoint)
     trainer = start_trainer(task, accelerator, state.step, total)
     if checkpoint:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from affect.engine.checkpoint import TrainState
-from affect.engine.older_runs import older_lines
 from affect.engine.step import StepReport
 
 FILE = "metrics.jsonl"
@@ -40,8 +39,6 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         if checkpoint is None or state is None:
             self.path.unlink(missing_ok=True)
-        elif lines := older_lines(checkpoint):
-            self.path.write_text("".join(map(_line, lines)))
         elif checkpoint.parent != folder and (checkpoint.parent / FILE).is_file():
             self.path.write_bytes((checkpoint.parent / FILE).read_bytes())
         if state and self.path.is_file():
@@ -50,7 +47,8 @@ class Metrics:
 
     def write(self, numbers: dict[str, Any]) -> None:
         """Append a line."""
-        self.handle.write(_line(numbers))
+        kept = {key: value for key, value in numbers.items() if value is not None}
+        self.handle.write(json.dumps(kept) + "\n")
 
     def flush(self) -> None:
         """Wait until all lines are on disk."""
@@ -59,10 +57,6 @@ class Metrics:
     def close(self) -> None:
         """Close the file."""
         self.handle.close()
-
-
-def _line(numbers: dict[str, Any]) -> str:
-    return json.dumps({key: value for key, value in numbers.items() if value is not None}) + "\n"
 
 
 def _end(path: Path, state: TrainState) -> int:

@@ -32,6 +32,14 @@ def test_a_run_leaves_checkpoints_curves_and_its_configuration(tiny_world, tmp_p
     assert len(losses(kept[-1])) == 12
 
 
+def test_a_run_whose_steps_were_single_batches_is_refused(tiny_world, tmp_path):
+    first = list_checkpoints(run(tiny_world, tmp_path))[0]
+    np.savez(first / "curves.npz", steps=np.arange(4))
+    tiny_world.run.output_dir = str(tmp_path / "on")
+    with pytest.raises(ValueError, match=r"steps were single batches.*begin anew in another run.output_dir"):
+        run(tiny_world, tmp_path, f"run.resume_ckpt_path={first}")
+
+
 @pytest.mark.parametrize("line", ["epoch 1 done", "Train: data epoch: [2]  [2/4]"])
 def test_a_killed_run_goes_on_to_the_same_losses_and_weights(tiny_world, tmp_path, line):
     """SIGKILL at any step; the same command again gives what an unbroken run gives, data order included."""
