@@ -20,7 +20,7 @@ from affect.core.schema import STORED_MODALITIES, Modality
 from extractors.run.clip import ENCODER_BATCH, prepare_clip
 from extractors.run.driver import run as run_session
 from extractors.run.journal import FOLDER, RunReport
-from extractors.run.session import Session, Settings, list_videos
+from extractors.run.session import Session, Settings, list_clips
 
 DEFAULTS = {"visual_encoder": "DCT", "acoustic_encoder": "PROSODY", "au_encoder": "HASHED_NGRAMS"}
 """Encoders that need no weights."""
@@ -91,7 +91,7 @@ def use_random_weights(names: Iterable[str], folder: Path) -> None:
 
 def find_videos(root: Path, match: str = "") -> list[str]:
     """Return the names of clips that begin so; raises ValueError where there are none."""
-    found = [name for name in sorted(list_videos(root)) if name.startswith(match)]
+    found = [name for name in sorted(list_clips(root)) if name.startswith(match)]
     if not found:
         raise ValueError(f"{root}: expected videos whose names begin with {match!r}, found none")
     return found

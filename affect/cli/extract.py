@@ -3,9 +3,10 @@
     python tools/extract_features.py --dataset mydata --modality all --video_root clips \\
         --openface_root openface --mer-factory-output output/au --save_root preextracted_features
 
-Without --csv_path every video in --video_root is a clip. Ends with code 1 when a clip failed; which
-and why is in {save_root}/{dataset}/failures.csv. Give the same command again after a stop, even a kill:
-what is there is not made again. Several workers share a store by --num-shards and --shard-index.
+Without --csv_path every video in --video_root is a clip, or without that every sound file in --audio_root.
+Ends with code 1 when a clip failed; which and why is in {save_root}/{dataset}/failures.csv. Give the same
+command again after a stop, even a kill: what is there is not made again. Several workers share a
+store by --num-shards and --shard-index.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from rich.table import Table
 from affect.core.schema import STORED_MODALITIES, Modality, check_name
 from extractors.run.session import (
     AU_BACKENDS,
+    AUDIO_SUFFIXES,
     STAGES,
     TEMPLATES,
     VIDEO_SUFFIXES,
     Session,
     Settings,
     check_backend,
-    list_videos,
+    list_clips,
 )
 
 if TYPE_CHECKING:  # --help opens at once
@@ -82,7 +84,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--dataset", required=True, help="name of the data set, and of its folder below --save_root")
     add("--modality", default="all", choices=[*STORED_MODALITIES, "all"])
     add("--stages", type=_stages, default=STAGES, help=f"of {','.join(STAGES)}; default: all, where missing")
-    add("--csv_path", type=Path, help="table with one row a clip; default: every video in --video_root")
+    add("--csv_path", type=Path, help="table with one row a clip; default: every file of --video_root or --audio_root")
     add("--csv_column", default="name", help="column with clip names")
     add("--video_root", type=Path)
     add("--audio_root", type=Path, help="sound files; default: the sound of the videos")
@@ -172,13 +174,12 @@ def settings_of(args: argparse.Namespace) -> Settings:
 def clip_names(args: argparse.Namespace) -> list[str]:
     """Return the clips to work on, each once (raises ValueError when there are none)."""
     if args.csv_path is None:
-        if args.video_root is None:
-            raise ValueError("no clips are named: expected --csv_path with a table, or --video_root with videos")
-        names = sorted(list_videos(args.video_root))
+        root, suffixes = (args.video_root, VIDEO_SUFFIXES) if args.video_root else (args.audio_root, AUDIO_SUFFIXES)
+        if root is None:
+            raise ValueError("no clips are named: expected --csv_path with a table, --video_root or --audio_root")
+        names = sorted(list_clips(root, suffixes))
         if not names:
-            raise ValueError(
-                f"{args.video_root}: expected a folder with videos ({', '.join(VIDEO_SUFFIXES)}), found none"
-            )
+            raise ValueError(f"{root}: expected a folder with clips ({', '.join(suffixes)}), found none")
         return names
     from affect.data.manifest import read_table
 

@@ -49,15 +49,29 @@ def read_table(
         else:
             given["sep"] = "\t" if path.suffix == ".tsv" else ","
             try:
-                table = pd.read_csv(path, encoding="utf-8-sig", **given)
+                table = _read_csv(path, encoding="utf-8-sig", **given)
             except UnicodeDecodeError:  # some public tables hold Windows quotes
-                table = pd.read_csv(path, encoding="cp1252", **given)
+                table = _read_csv(path, encoding="cp1252", **given)
     except Exception as error:  # the reader of a broken workbook raises whatever its zip and XML parsers do
         raise ValueError(f"{path}: expected a table with a header, found a file that is none ({error})") from None
     table = table.rename(columns=lambda name: str(name).strip())
     if missing := [column for column in columns if column not in table]:
         raise ValueError(f"{path}: expected a column {missing[0]!r}, found {', '.join(table) or 'none'}; {advice}")
     return table
+
+
+def _read_csv(path: Path, **given: Any) -> pd.DataFrame:
+    """Return a table whose rows may end in commas that the header lacks; pandas would take the names for an index."""
+    import pandas as pd
+
+    table = pd.read_csv(path, **given)
+    if isinstance(table.index, pd.RangeIndex):
+        return table
+    surplus = [f"surplus {level}" for level in range(table.index.nlevels)]
+    whole = pd.read_csv(path, header=0, names=[*table, *surplus], index_col=False, **given)
+    if whole[surplus].ne("").any(axis=None):
+        raise ValueError("rows have more cells than the header: put cells that hold commas in quotes")
+    return whole[list(table)]
 
 
 def require_once(names: Iterable[str], path: str | Path) -> None:

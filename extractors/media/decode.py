@@ -219,7 +219,16 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
         found = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
         raise MediaError(f"{path}: has no video stream (found: {found}); expected a video, so check which file this is")
     # one thread each: clips are decoded side by side in worker processes
-    stream.codec_context.thread_count = 1
+    _decodable(stream, path).codec_context.thread_count = 1
+    return stream
+
+
+def _decodable(stream: av.stream.Stream, path: Path) -> av.stream.Stream:
+    if stream.codec_context is None:
+        raise MediaError(
+            f"{path}: its {stream.type} is in a codec that FFmpeg {av.ffmpeg_version_info} cannot decode; expected one "
+            "that it can, so re-encode the file"
+        )
     return stream
 
 
@@ -361,7 +370,7 @@ def _read_container(path: Path) -> tuple[np.ndarray | None, int]:
         to_float = av.AudioResampler(format="fltp")  # changes the sample format only
         pieces = [
             piece.to_ndarray()
-            for frame in decode(container, container.streams.audio[0])
+            for frame in decode(container, _decodable(container.streams.audio[0], path))
             for piece in to_float.resample(frame)
         ]
     if not pieces:

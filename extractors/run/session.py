@@ -239,7 +239,7 @@ class Session:
     @cached_property
     def ambiguous(self) -> frozenset[str]:
         """Clips that more than one video in the folder is named after."""
-        files = list_videos(self.settings.video_root) if self.settings.video_root else {}
+        files = list_clips(self.settings.video_root) if self.settings.video_root else {}
         return frozenset(name for name, count in files.items() if count > 1)
 
     def provenance(self, stream: Modality) -> dict[str, Any]:
@@ -281,14 +281,14 @@ def find_audio(root: Path | None, name: str) -> Path | None:
     return _find(root, name, AUDIO_SUFFIXES)
 
 
-def list_videos(root: Path) -> Counter[str]:
+def list_clips(root: Path, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> Counter[str]:
     """Return the names of all clips in a folder, with the number of files that have each (2: `a.mp4` and `a.avi`)."""
     if not root.is_dir():
         return Counter()
     with os.scandir(root) as entries:
         # a hidden file is no clip: macOS puts "._a.mp4" beside "a.mp4" on foreign disks
         paths = [Path(entry.name) for entry in entries if entry.is_file() and not entry.name.startswith(".")]
-    return Counter(path.stem for path in paths if path.suffix.lower() in VIDEO_SUFFIXES)
+    return Counter(path.stem for path in paths if path.suffix.lower() in suffixes)
 
 
 def _find(root: Path | None, name: str, suffixes: tuple[str, ...]) -> Path | None:

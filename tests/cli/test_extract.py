@@ -170,7 +170,7 @@ def test_a_run_with_bad_clips_ends_with_code_one(tmp_path, shared, capsys):
     [
         (["--csv_path", "no/such.csv"], "no such file"),
         ([], "no clips are named"),
-        (["--video_root", "no/such/folder"], "expected a folder with videos"),
+        (["--video_root", "no/such/folder"], "expected a folder with clips"),
     ],
 )
 def test_wrong_arguments_are_explained(tmp_path, more, message):
@@ -178,6 +178,20 @@ def test_wrong_arguments_are_explained(tmp_path, more, message):
         extract_features.main(
             ["--dataset", "toy", "--modality", "frame", "--save_root", str(tmp_path), *EMBEDDED, *more]
         )
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".m4a"])
+def test_sound_files_alone_name_the_clips(tmp_path, suffix):
+    (tmp_path / "sound").mkdir()
+    path = tmp_path / "sound" / f"a{suffix}"
+    if suffix == ".m4a":
+        write_sound_only(path.with_suffix(".mp4"))
+        path.with_suffix(".mp4").rename(path)
+    else:
+        soundfile.write(path, np.sin(np.arange(8000) / 9), 16000)
+    places = ["--audio_root", str(tmp_path / "sound"), "--save_root", str(tmp_path)]
+    assert extract_features.main(["--dataset", "toy", "--modality", "audio", *places, *EMBEDDED]) == 0
+    assert np.load(tmp_path / "toy/audio_PROSODY_8clips/a.npy").shape == (8, 64)
 
 
 def shard_arguments(tmp_path, *more):

@@ -64,6 +64,7 @@ def test_a_table_without_splits_is_training_and_test_data_alone(tmp_path):
         ("name,split\n", "expected clips of split 'test', found none; it has no rows at all"),
         ("name\n", "expected one row a clip, found none"),
         ("name,valence\na,good\n", "clip 'a' has the valence 'good': expected a number"),
+        ("name,subtitle\na,hello, you\n", "rows have more cells than the header"),
     ],
 )
 def test_bad_tables_are_refused(tmp_path, text, message):
@@ -74,6 +75,12 @@ def test_bad_tables_are_refused(tmp_path, text, message):
 def test_a_data_set_without_a_table_names_the_key():
     with pytest.raises(ValueError, match=r"datasets\.toy\.csv_path: .* need none: mercaptionplus, .*, ovmerdplus"):
         read_clips("toy", DatasetConfig())
+
+
+@pytest.mark.parametrize("commas", [",", ",,,"])
+def test_commas_at_the_end_of_rows_shift_no_column(tmp_path, commas):
+    config = table(tmp_path, f"name,subtitle\n007,hello{commas}\nb,{commas}\n")
+    assert [(clip.name, clip.subtitle) for clip in read_clips("toy", config)] == [("007", "hello"), ("b", "")]
 
 
 def test_windows_quotes_are_read(tmp_path):

@@ -14,7 +14,7 @@ from affect.features.store import FeatureError, FeatureStore
 from extractors.au.templates import describe_clips
 from extractors.encoders.prepare import as_it_is
 from extractors.run.session import Settings
-from toy_clips import write_table
+from toy_clips import write_table, write_video
 from toy_driver import encoder, log_lines, plan, run, state
 
 
@@ -74,6 +74,17 @@ def test_bad_clips_are_listed_and_the_others_go_on(tmp_path, sources):
     text = (store.root / "failures.csv").read_text()
     assert text.startswith("clip,stage,reason,seconds\n")
     assert "../up" in text
+
+
+def test_a_video_in_an_unknown_codec_keeps_its_sound_and_its_action_units(tmp_path, sources):
+    (sources.video_root / "a.mp4").unlink()
+    write_video(sources.video_root / "a.avi")
+    path = sources.video_root / "a.avi"
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"zzzz"))
+    report = run(plan(tmp_path, ["a"], sources), describe_clips, encoder)
+    assert report.made == {"au_json": 1, "au_text": 1, "audio": 1, "au": 1}
+    assert {failure.stage for failure in report.failures} == {"frame", "face"}
+    assert "its video is in a codec that FFmpeg" in report.failures[0].reason
 
 
 def test_a_video_without_sound_counts_as_silent(tmp_path, sources):
