@@ -7,13 +7,16 @@ fields that a file lacks are empty, fields that are unknown here are kept and wr
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict
 
 from affect.core.facs import parse_au_description
 from affect.core.files import atomic_write
+from affect.core.reading import json_type, read_object, reading, require_within
 from affect.core.schema import check_name
 
 SCHEMA_VERSION = 1
@@ -138,13 +141,13 @@ def read_au_json(path: str | Path) -> AuAnalysis:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected an AU JSON, found no such file; {MAKE_HINT}")
-    try:
-        # NaN is no JSON; as null it can be written back
-        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=lambda _: None)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, found text that is none ({error}); make the file anew") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {_json_type(content)}; make the file anew")
+    with reading(path, "JSON of action units", "make the file anew"):
+        content = read_object(path, "JSON of action units", "make the file anew", real=_real)
+        return _analysis(path, content)
+
+
+def _analysis(path: Path, content: dict[str, Any]) -> AuAnalysis:
+    """Return what a JSON object says (raises ValueError as `read_au_json`)."""
     version = content.pop("schema_version", SCHEMA_VERSION)
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise ValueError(
@@ -155,7 +158,7 @@ def read_au_json(path: str | Path) -> AuAnalysis:
     for key, value in known.items():
         if not isinstance(value, _FIELDS[key]):
             raise ValueError(
-                f"{path}: {key} must be {_json_type(_FIELDS[key]())}, found {_json_type(value)}; correct it or "
+                f"{path}: {key} must be {json_type(_FIELDS[key]())}, found {json_type(value)}; correct it or "
                 "make the file anew"
             )
     _check_parts(path, known)
@@ -200,10 +203,12 @@ def _check_parts(path: Path, known: dict[str, Any]) -> None:
         if not fine:
             raise ValueError(f"{path}: {expected}; correct it or make the file anew")
 
+    numbers: list[Any] = []
     for key in ("summary_description", "fine_grained_descriptions"):
         for frame, text in known.get(key, {}).items():
             fine = frame.strip().isdecimal() and isinstance(text, str)
-            require(fine, f"{key} must hold frame numbers and texts, found {frame!r}: {_json_type(text)}")
+            require(fine, f"{key} must hold frame numbers and texts, found {frame!r}: {json_type(text)}")
+            numbers.append(int(frame))
     info, frames = known.get("au_info", {}), known.get("per_frame_au_descriptions", [])
     peaks, runs = info.get("peak_frames", []), info.get("frames_without_face", [])
     for key, entries in (("per_frame_au_descriptions", frames), ("au_info.peak_frames", peaks)):
@@ -211,22 +216,22 @@ def _check_parts(path: Path, known: dict[str, Any]) -> None:
         require(fine, f"{key} must be a list of objects, found something else")
     for frame in frames:
         active = frame["active_aus"] = frame.get("active_aus") or _described_aus(frame.get("au_description"))
-        require(
-            isinstance(frame.get("frame", 1), int) and isinstance(active, dict),
-            "per_frame_au_descriptions must hold whole numbers as frame and objects as active_aus, found "
-            f"{frame.get('frame')!r} and {_json_type(active)}",
-        )
-        numbers = all(isinstance(value, int | float) for value in active.values())
-        require(numbers, "active_aus must hold numbers, found something else")
-    whole = all(isinstance(peak.get("peak_index"), int) for peak in peaks)
-    require(whole, "au_info.peak_frames must hold whole numbers peak_index")
-    pairs = isinstance(runs, list) and all(
-        isinstance(run, list) and len(run) == 2 and all(isinstance(end, int) for end in run) for run in runs
-    )
+        fine = isinstance(active, dict) and all(isinstance(value, int | float) for value in active.values())
+        require(fine, "active_aus must hold numbers, found something else")
+        numbers.append(frame.get("frame", 1))
+    for peak in peaks:
+        sides = (peak.get(side) for side in ("frames_before_peak", "frames_after_peak"))
+        numbers += [peak.get("peak_index"), *(frames for frames in sides if frames is not None)]
+    fine = isinstance(runs, list) and all(isinstance(run, list) and len(run) == 2 for run in runs)
+    require(fine, "au_info.frames_without_face must hold [first, last] pairs")
+    numbers += [info.get("total_frames", 0), *chain.from_iterable(runs)]
+    strange = [number for number in numbers if not isinstance(number, int) or number < 0]
     require(
-        pairs and isinstance(info.get("total_frames", 0), int),
-        "au_info must have a whole number total_frames and [first, last] pairs in frames_without_face",
+        not strange,
+        "frame, peak_index, total_frames and the ends of frames_without_face must be whole numbers, found "
+        f"{strange[:1]}",
     )
+    require_within("clip_frames", max(numbers), path)
 
 
 def _described_aus(text: Any) -> dict[str, float]:
@@ -237,7 +242,6 @@ def _described_aus(text: Any) -> dict[str, float]:
         return {}
 
 
-def _json_type(value: Any) -> str:
-    """Name of a value's type in the words of JSON."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+def _real(text: str) -> float | None:
+    """Return a number; NaN and infinity are no JSON, and as null they can be written back."""
+    return value if math.isfinite(value := float(text)) else None

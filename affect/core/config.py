@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic import model_validator as check
 
 from affect.core.files import shipped
+from affect.core.reading import parse_yaml, reading
 
 logger = logging.getLogger(__name__)
 
@@ -193,14 +194,10 @@ class RunSettings(Section):
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the mapping in a YAML file, of this folder or shipped with the package (raises ConfigError)."""
     path = shipped(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: expected a YAML configuration, but {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected YAML, but it cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+    with reading(path, "a YAML configuration", kind=ConfigError):
+        content = parse_yaml(path.read_text(encoding="utf-8"), path)
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
     return content
 
 
@@ -261,10 +258,8 @@ def apply_option(kind: type[Section], content: dict[str, Any], option: str) -> N
             raise ConfigError(f"--options {option}: {name} is no section")
     for spelled in [s for s in target if _key(holder, s) == _key(holder, last)]:
         del target[spelled]
-    try:
-        target[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--options {option}: {value!r} is no YAML value; quote it") from None
+    with reading(f"--options {option}", "a YAML value", "quote it", ConfigError):
+        target[last] = parse_yaml(value, f"--options {option}")
 
 
 def save_yaml(content: Mapping[str, Any], path: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-import yaml
+from affect.core.reading import parse_yaml, reading
 
 HUB_IDS: dict[str, str] = {
     "Qwen25": "Qwen/Qwen2.5-7B-Instruct",
@@ -30,16 +30,18 @@ def resolve_weights(name: str) -> str:
     Looked up in this order: the environment variable `AFFECT_<NAME>`, the YAML file that
     `AFFECT_WEIGHTS` names, the hub ids above; any other name is returned as it is, so a
     path or hub id may be used wherever a name may. Raises ValueError when the YAML file
-    is not a mapping, FileNotFoundError when it does not exist.
+    is no such mapping.
     """
     from_variable = os.environ.get(f"AFFECT_{name.upper()}") if name.isidentifier() else None
     if from_variable:
         return from_variable
     table = os.environ.get(WEIGHTS_FILE_VARIABLE)
     if table:
-        entries = yaml.safe_load(Path(table).read_text(encoding="utf-8")) or {}
-        if not isinstance(entries, dict):
-            raise ValueError(f"{table} (from {WEIGHTS_FILE_VARIABLE}): expected lines 'NAME: folder or hub id'")
+        expected = f"lines 'NAME: folder or hub id', as {WEIGHTS_FILE_VARIABLE} names the file"
+        with reading(table, expected):
+            entries = parse_yaml(Path(table).read_text(encoding="utf-8"), table) or {}
+            if not isinstance(entries, dict):
+                raise ValueError(f"{table}: expected {expected}, found {type(entries).__name__}")
         if name in entries:
             return str(entries[name])
     return HUB_IDS.get(name, name)

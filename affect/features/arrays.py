@@ -7,12 +7,12 @@ import os
 import struct
 from functools import lru_cache
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 
-_BROKEN = (ValueError, TypeError, IndexError, OverflowError, SyntaxError, TokenError, struct.error)
-"""What numpy and the parsers under it raise on headers that are none."""
+from affect.core.reading import reading, require_memory
+
+_EXPECTED, _ADVICE = "one plain .npy array", "extract it anew"
 
 
 class FeatureError(ValueError):
@@ -22,7 +22,7 @@ class FeatureError(ValueError):
 def read_array(path: str | Path, dim: int) -> np.ndarray:
     """Return an array file as finite float32 [T, dim]; a vector [dim] counts as one row.
 
-    Raises FeatureError for anything else, pickled files included, FileNotFoundError where there is no file.
+    Raises FeatureError for anything else, pickled files included.
     """
     array = as_rows(parse_npy(read_bytes(path), str(path)), dim, str(path))
     check_finite(array, str(path))
@@ -30,16 +30,13 @@ def read_array(path: str | Path, dim: int) -> np.ndarray:
 
 
 def read_bytes(path: str | Path) -> bytearray:
-    """Return a whole file (raises FeatureError where it cannot be read, FileNotFoundError where there is none)."""
-    try:
-        with io.FileIO(path) as handle:
-            content = bytearray(os.fstat(handle.fileno()).st_size)
-            del content[handle.readinto(content) :]
-            return content
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise FeatureError(f"{path}: expected one plain .npy array, but it cannot be read ({error})") from None
+    """Return a whole file (raises FeatureError where it cannot be read)."""
+    with reading(path, _EXPECTED, _ADVICE, FeatureError), io.FileIO(path) as handle:
+        size = os.fstat(handle.fileno()).st_size
+        require_memory(size, path)
+        content = bytearray(size)
+        del content[handle.readinto(content) :]
+        return content
 
 
 def parse_npy(content: bytearray | memoryview, where: str) -> np.ndarray:
@@ -47,17 +44,13 @@ def parse_npy(content: bytearray | memoryview, where: str) -> np.ndarray:
 
     Raises FeatureError naming `where` for cut files, archives, pickles and other content.
     """
-    try:
+    with reading(where, _EXPECTED, _ADVICE, FeatureError):
+        if bytes(content[:4]) == b"PK\x03\x04":
+            raise ValueError("it is an archive")
         # the format is described in numpy.lib.format: magic and version, length of the header, header, numbers
         start = 10 + content[8] + (content[9] << 8) if content[6] == 1 else 12 + struct.unpack_from("<I", content, 8)[0]
         dtype, shape, order = _parse_header(bytes(content[:start]))
         return np.ndarray(shape, dtype, content, start, order=order)
-    except _BROKEN as error:
-        archive = bytes(content[:4]) == b"PK\x03\x04"
-        reason = "it is an archive" if archive else " ".join(str(error).split())
-        raise FeatureError(
-            f"{where}: expected one plain .npy array, but it cannot be read ({reason}); extract it anew"
-        ) from None
 
 
 def as_rows(array: np.ndarray, dim: int, where: str) -> np.ndarray:
@@ -80,8 +73,10 @@ def check_rows(array: np.ndarray, dim: int, where: str) -> None:
 
 
 def check_finite(array: np.ndarray, where: str) -> None:
-    """Raise FeatureError where an array holds NaN or infinity."""
-    if not np.isfinite(array).all():
+    """Raise FeatureError where an array holds NaN or infinity, or what is infinity as float32."""
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(array.astype(np.float32, copy=False)).all()
+    if not finite:
         raise FeatureError(f"{where}: expected finite numbers, found NaN or infinity; extract it anew")
 
 

@@ -211,7 +211,7 @@ def _pack(
         check_finite(rows, str(path))
         if folder.startswith(f"{Modality.AU}_"):
             check_unit_rows(rows, str(path))
-    except (FeatureError, FileNotFoundError) as error:
+    except FeatureError as error:
         report.refused.append(str(error))
         return False
     put(txn, key, content)

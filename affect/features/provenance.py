@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from affect.core.reading import read_object
 from affect.features.arrays import FeatureError
 
 SIDECAR = "provenance.json"
@@ -14,13 +14,7 @@ SIDECAR = "provenance.json"
 
 def read_sidecar(path: Path) -> dict[str, Any]:
     """Return what a sidecar says (raises FeatureError where it is no JSON object)."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise FeatureError(f"{path}: expected a JSON object that says how the features were made; extract them anew")
-    return content
+    return read_object(path, "JSON that says how the features were made", "extract them anew", FeatureError)
 
 
 def check_as_packed(path: Path, found: dict[str, Any], packed: dict[str, Any]) -> None:

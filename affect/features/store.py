@@ -133,8 +133,9 @@ class FeatureStore:
             if self._has_file(folder, name):
                 try:
                     return self._read_file(spec, folder, name)
-                except FileNotFoundError:  # packed and deleted since the line before
-                    pass
+                except FeatureError:
+                    if self._has_file(folder, name):  # else it was packed and deleted since the line before
+                        raise
             if self._checked.get(folder) is not spec and folder in self._packed.folders():
                 self._check_folder(spec, folder)
             array = self._packed.read(folder, name, spec.dim)

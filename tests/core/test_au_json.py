@@ -165,6 +165,11 @@ def test_file_that_says_nothing_of_faces_is_not_faceless():
         ({"source_path": 3}, "source_path must be a text"),
         ({"schema_version": SCHEMA_VERSION + 1}, "update the program"),
         ({"schema_version": "new"}, "schema_version is 'new'"),
+        ({"au_info": {"total_frames": 200_000_000}}, "at most 200,000 frames"),
+        ({"au_info": {"frames_without_face": [[1, 10**20]]}}, "at most 200,000 frames"),
+        ('{"au_info": {"total_frames": 1e999}}', "total_frames"),
+        ('{"source_path": "\\ud800"}', "surrogates"),
+        ('{"a": ' + "9" * 5000 + "}", "cannot be read"),
     ],
 )
 def test_damaged_file_is_refused_in_one_sentence_that_names_it(tmp_path, content, said):

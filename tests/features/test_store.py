@@ -71,6 +71,7 @@ def test_a_missing_feature_names_clip_path_and_command(tmp_path):
     [
         (np.ones((8, 5), np.float32), r"expected shape \[T, 4\], found \[8, 5\]"),
         (np.full((8, 4), np.nan, np.float32), "NaN"),
+        (np.full((8, 4), 1e300), "NaN or infinity"),
         (np.array([[1, "x"]], dtype=object), "cannot be read"),
         (np.ones((8, 4), int), "floating-point"),
     ],
