@@ -15,6 +15,12 @@ if TYPE_CHECKING:  # --help opens at once
     from affect.answer.files import Answer
     from affect.data.config import DatasetConfig
 
+_OWN = (
+    *("au_root", "au_backend", "openface_root", "openface_executable", "openface_args"),
+    *("face_root", "face_finder", "allow_mismatch"),
+)
+"""Flags that say how this clip is read, as they are named in the settings of extraction."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags that belong to one clip; what they leave open is as the configuration's data set has it."""
@@ -34,8 +40,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     if args.video:
         check_installed(args)
         return
-    names = ["audio", "subtitle", "openface_csv", "au_root", "face_root", "face_finder", "sampling", "openface_root"]
-    names += ["openface_args", "au_backend"]
+    names = ["audio", "subtitle", "openface_csv", "sampling", *_OWN]
     changed = [name for name in names if getattr(args, name) != parser.get_default(name)]
     if changed:
         flags = {"au_root": "mer-factory-output", "sampling": "frame_sampling"}
@@ -51,14 +56,13 @@ def answer_clip(args: argparse.Namespace, answerer: Answerer, section: DatasetCo
     from extractors.run.live import shared_encoder
     from extractors.run.session import Session
 
-    own = ("au_root", "face_root", "openface_root", "openface_executable", "openface_args", "au_backend", "face_finder")
     settings = extraction_settings(
         "clip",
         section,
         streams=LAYOUTS[section.face_or_frame].needed,
         sampling=args.sampling or section.frame_sampling,
         device=str(next(answerer.model.parameters()).device),
-        **{name: getattr(args, name) for name in own},
+        **{name: getattr(args, name) for name in _OWN},
     )
     session = Session(settings, describe=sentence_maker(answerer.config.model), build=shared_encoder)
     warn_of_other_faces(answerer.config, session.faces_from)

@@ -141,6 +141,7 @@ def add_clip_flags(parser: argparse.ArgumentParser) -> None:
     help_on_args = 'passed on to it, e.g. "-mloc model/main_ceclm_general.txt"'
     add("--openface_args", type=lambda text: tuple(text.split()), default=(), help=help_on_args)
     add("--au_backend", default="openface", choices=AU_BACKENDS, help="what measures action units")
+    add("--allow_mismatch", action="store_true", help="take AU tables and JSON whose frames are not the video's")
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,7 @@ def extraction_settings(dataset: str, section: FeatureConfig, **more: Any) -> Se
         "dataset": dataset,
         "save_root": Path(section.preextracted_root),
         "au_root": Path(section.mer_factory_output) if section.mer_factory_output else None,
+        "allow_mismatch": section.allow_mismatch,
         "visual_encoder": section.visual_encoder,
         "acoustic_encoder": section.acoustic_encoder,
         "au_encoder": section.au_encoder,

@@ -139,6 +139,8 @@ class FeatureConfig(Section):
     clips_per_video: int = Field(8, gt=0)
     mer_factory_output: str | None = None
     """Root of the AU JSON files: {root}/{Dataset}/{name}/{name}_au_analysis.json."""
+    allow_mismatch: bool = False
+    """Take AU JSON that was measured on another number of frames than the video has, where AU is encoded on the fly."""
     use_preextracted_features: bool = True
     """False (with model.skip_encoders False): frames, faces and sound are encoded when a clip is asked for."""
     data_root: str = "data"

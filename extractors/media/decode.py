@@ -232,6 +232,16 @@ def _decodable(stream: av.stream.Stream, path: Path) -> av.stream.Stream:
     return stream
 
 
+def count_frames(path: Path) -> int:
+    """Return how many frames a video holds by its packets, none of which is decoded; 0 where that cannot be told."""
+    try:
+        with open_media(path) as container:
+            stream = container.streams.best("video")
+            return sum(packet.size > 0 for packet in container.demux(stream)) if stream else 0
+    except (MediaError, av.FFmpegError):
+        return 0
+
+
 def _exact_times(path: Path) -> list[float | None]:
     """Return the times of all packets in seconds where seeking in this file finds the frame asked for, else nothing.
 

@@ -22,7 +22,7 @@ from affect.core.au_json import AuAnalysis, au_json_path, find_au_json, read_au_
 from affect.core.schema import Modality
 from affect.faces.finders import FaceFinder, build_face_finder, find_faces, load_face_array
 from extractors.au.openface import analyse_openface, run_openface
-from extractors.media.decode import frame_indices, load_audio, read_video, sound_clips
+from extractors.media.decode import count_frames, frame_indices, load_audio, read_video, sound_clips
 from extractors.run.session import ClipTask, Describe, Session, Settings, check_backend, known_au_json
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _NOTHING = object()
 """Stands for a stream that is not asked for or failed; None is a clip without sound."""
 
 FRAMES_OFF = 0.1
-"""Share of a video's frames by which its table may be off before it looks like another clip's."""
+"""Share of a video's frames by which its AU JSON or table may be off before it looks like another clip's."""
 
 CLIP_ERRORS = (ValueError, OSError, RuntimeError)
 """What bad clips raise as a rule; the words of these errors say all, others are named with their type."""
@@ -56,8 +56,6 @@ class ClipResult:
     float32 [clips, samples] at 16 kHz (None for a clip without sound), as `ClipTask.prepare` left them."""
     features: dict[Modality, np.ndarray] = field(default_factory=dict)
     """Stream -> float32 [T, D]."""
-    num_frames: int = 0
-    """Frames of the video; 0 where it was not looked at."""
     reader: str = ""
     """Library that read the video."""
     made: list[str] = field(default_factory=list)
@@ -84,7 +82,9 @@ def prepare_clip(task: ClipTask) -> ClipResult:
         if task.au:
             with stopwatch(result.seconds, "au_json"):
                 try:
-                    result.analysis, result.measured = analyse_clip(task)
+                    analysis, measured = analyse_clip(task)
+                    _check_frames(task, analysis)
+                    result.analysis, result.measured = analysis, measured
                 except Exception as error:  # whatever a table or a library does on one clip, the others go on
                     result.errors["au_json"] = reason_of(error)
         streams = [stream for stream in task.streams if stream != Modality.AU]
@@ -125,6 +125,21 @@ def analyse_clip(task: ClipTask) -> tuple[AuAnalysis, bool]:
         folder = table.parent if table else (settings.au_root or Path("output")) / "openface"
         table = run_openface(task.video, folder, settings.openface_executable, settings.openface_args)
     return analyse_openface(table, source_path=task.video or table), True
+
+
+def _check_frames(task: ClipTask, analysis: AuAnalysis) -> None:
+    """Raise ValueError where action units were measured on another number of frames than the clip has."""
+    measured = analysis.au_info.get("total_frames", 0)
+    frames = count_frames(task.video) if task.video and measured else 0
+    if not frames or abs(measured - frames) <= FRAMES_OFF * frames:
+        return
+    found = f"{task.video} has {frames} frames, but its action units were measured on {measured}"
+    if not task.settings.allow_mismatch:
+        raise ValueError(
+            f"{found} ({analysis.provenance.get('source') or 'AU JSON'}), as if of another clip; expected as many, so "
+            "bring the clip's own table or AU JSON, or give --allow_mismatch"
+        )
+    warnings.warn(found, stacklevel=2)
 
 
 def _measure(backend: str, video: Path) -> AuAnalysis:
@@ -188,7 +203,7 @@ def _look(task: ClipTask, seen: list[Modality], result: ClipResult) -> None:
     faces = frame_indices(video.num_frames, FACE_FRAMES)
     wanted = sorted({*(scene if Modality.FRAME in seen else ()), *(faces if Modality.FACE in seen else ())})
     pictures = dict(zip(wanted, video.frames(wanted), strict=True))
-    result.reader, result.num_frames = video.reader, video.num_frames
+    result.reader = video.reader
     if Modality.FRAME in seen:
         _keep(result, Modality.FRAME, np.stack([pictures[index] for index in scene]))
     if Modality.FACE in seen:
@@ -333,8 +348,4 @@ def extract_clip(
         raise ValueError("; ".join(dict.fromkeys(result.errors.values())))
     if Modality.AU in settings.features and not au:
         result.features[Modality.AU] = np.zeros((0, session.encoder(Modality.AU).dim), np.float32)
-    measured = result.analysis.au_info.get("total_frames", 0) if result.analysis else 0
-    if measured and result.num_frames and abs(measured - result.num_frames) > FRAMES_OFF * result.num_frames:
-        found = f"{video} has {result.num_frames} frames, but its OpenFace table {measured}"
-        logger.warning("%s: is it the table of another clip?", found)
     return result

@@ -259,7 +259,7 @@ def fingerprint(task: ClipTask, stage: str) -> str:
     settings += (given.openface_executable, given.openface_args)
     if stage == "au_json":  # of no other stage: a clip whose pictures fail has its AU JSON written all the same
         files.append(known_au_json(given, task.name))
-        settings += (given.measures,)
+        settings += (given.measures, given.allow_mismatch)
     return hashlib.sha256(repr((settings, [_stamp(path) for path in files])).encode()).hexdigest()[:16]
 
 

@@ -56,6 +56,8 @@ class Settings:
     """AU JSON files (MER-Factory's output folder)."""
     au_backend: str = "openface"
     """What measures the action units of a clip without AU JSON: one of `AU_BACKENDS`."""
+    allow_mismatch: bool = False
+    """Whether to take action units that were measured on another number of frames than the video has."""
     streams: tuple[Modality, ...] = STORED_MODALITIES
     stages: tuple[str, ...] = STAGES
     visual_encoder: str = "CLIP_VIT_LARGE"

@@ -223,11 +223,14 @@ def test_faces_from_elsewhere_than_in_training_are_noticed(trained_on_embedded, 
     assert "but from face arrays in the features of toy" in caplog.text
 
 
-def test_a_table_of_another_clip_is_noticed(trained_on_embedded, shared, caplog):
+def test_a_table_of_another_clip_is_refused_unless_that_is_wanted(trained_on_embedded, shared, caplog):
     video = shared / "data/video/grid_bbaf2n.mpg"
     table = shared / "data/openface/featureextraction/pyfeat_face_noface.csv"
-    inference.main(["--cfg-path", str(trained_on_embedded), "--video", str(video), "--openface_csv", str(table)])
-    assert "75 frames, but its OpenFace table 169" in caplog.text
+    arguments = ["--cfg-path", str(trained_on_embedded), "--video", str(video), "--openface_csv", str(table)]
+    with pytest.raises(ValueError, match=r"has 75 frames, but its action units were measured on 169 .*_noface\.csv"):
+        inference.main(arguments)
+    inference.main([*arguments, "--allow_mismatch"])
+    assert "75 frames, but its action units were measured on 169" in caplog.text
 
 
 def test_a_clip_without_a_table_is_answered_from_the_rest(trained_on_embedded, tmp_path, shared, capsys):

@@ -10,7 +10,7 @@ import soundfile
 
 from affect.cli import extract as extract_features
 from affect.cli import verify as verify_au_pipeline
-from toy_clips import write_clips, write_video
+from toy_clips import write_clips, write_table, write_video
 
 EMBEDDED = ["--visual_encoder", "DCT", "--acoustic_encoder", "PROSODY", "--au_encoder", "HASHED_NGRAMS"]
 DIMENSIONS = ["model.preextracted_visual_dim=128", "model.preextracted_acoustic_dim=64"]
@@ -262,6 +262,7 @@ def test_every_kind_of_bad_input_is_listed_and_the_good_clip_is_done(tmp_path, s
     (video / "cut.mp4").write_bytes(real[: len(real) // 2])
     (video / "twice.avi").write_bytes((video / "twice.mp4").read_bytes())
     write_video(video / "one frame.mp4", frames=1)
+    write_table(tmp_path / "clips/openface/one frame.csv", frames=1)
     write_video(video / "inside.avi")
     (video / "inside.avi").replace(video / "avi inside.mp4")
     write_sound_only(video / "söund only.mp4")

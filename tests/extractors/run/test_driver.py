@@ -87,6 +87,21 @@ def test_a_video_in_an_unknown_codec_keeps_its_sound_and_its_action_units(tmp_pa
     assert "its video is in a codec that FFmpeg" in report.failures[0].reason
 
 
+def test_action_units_of_another_clip_are_a_failure_of_the_clip(tmp_path, sources, caplog):
+    write_table(sources.openface_root / "a.csv", frames=20)
+    write_au_json(AuAnalysis(au_info={"total_frames": 8}), au_json_path(tmp_path / "au", "toy", "b"))
+    more = {"streams": [Modality.FRAME, Modality.AU], "sampling": "emotion_peak"}
+    report = run(plan(tmp_path, list("abc"), sources, **more), describe_clips, encoder)
+    assert report.made == {"au_json": 1, "au": 1, "frame": 1}  # of c, which has no face
+    assert {(failure.name, failure.stage) for failure in report.failures} == {
+        (name, stage) for name in "ab" for stage in ("au_json", "frame")
+    }
+    assert "a.mp4 has 12 frames, but its action units were measured on 20" in report.failures[0].reason
+    p = plan(tmp_path, ["a"], sources, allow_mismatch=True, **more)
+    assert not run(p, describe_clips, encoder).failures
+    assert "measured on 20" in caplog.text
+
+
 def test_a_video_without_sound_counts_as_silent(tmp_path, sources):
     only_video = replace(sources, audio_root=None)
     p = plan(tmp_path, ["a"], only_video, [Modality.AUDIO])
@@ -112,6 +127,7 @@ def test_a_json_without_sentences_is_described_and_a_broken_one_is_listed(tmp_pa
 
 def test_sentences_follow_the_peak_when_frames_do(tmp_path, sources):
     write_table(sources.openface_root / "a.csv", frames=60)
+    write_video(sources.video_root / "a.mp4", frames=60)
     p = plan(tmp_path, ["a"], sources, [Modality.AU], sampling="emotion_peak")
     run(p, describe_clips, encoder)
     analysis = read_au_json(au_json_path(tmp_path / "au", "toy", "a"))
@@ -145,6 +161,7 @@ def test_files_of_other_tools_keep_their_fields(tmp_path, sources, shared):
 
 def test_a_json_that_measured_a_few_frames_only_is_described_at_those(tmp_path, sources):
     path = au_json_path(tmp_path / "au", "toy", "a")
+    write_video(sources.video_root / "a.mp4", frames=90)
     frames = [{"frame": number, "active_aus": {"AU12_r": 2.0}} for number in (1, 35, 69)]
     write_au_json(AuAnalysis(per_frame_au_descriptions=frames, au_info={"total_frames": 90}), path)
     assert not run(plan(tmp_path, ["a"], sources, [Modality.AU]), describe_clips, encoder).failures
