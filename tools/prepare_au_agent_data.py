@@ -30,10 +30,10 @@ from rich.table import Table
 
 from affect.core.au_json import read_au_json, sentences
 from affect.core.conversation import COLUMNS, SYSTEM
+from affect.core.facial_words import WORDS
 from affect.core.facs import parse_au_description
 from affect.core.files import atomic_write, write_csv, write_json
 from affect.data.manifest import parse_labels, read_table
-from affect.evaluate.facial_words import WORDS
 from affect.evaluate.vocabulary import FEELINGS
 from extractors.au.templates import INSTRUCTION, active_aus, frame_input
 

@@ -34,7 +34,6 @@ from affect.core.layouts import LAYOUTS
 from affect.core.schema import Batch, Clip, Modality
 from affect.core.vllm_engine import VllmEngine, import_vllm
 from affect.core.weights import resolve_weights, source_hash, weights_hash
-from affect.data.collate import Collator
 from affect.data.config import Config, ConfigError, InferenceConfig
 from affect.data.dataset import ClipDataset, check_prompt, make_sample, query_tokens
 from affect.data.prompts import load_prompts, shown_streams
@@ -64,7 +63,7 @@ class Answerer:
 
     def __post_init__(self) -> None:
         self.prompts = load_prompts(self.config.model.prompt_file)
-        self.collator = Collator(self.model.tokenizer, self.config.model.max_length, generation=True)
+        self.collator = self.model.collator(self.config.inference.max_new_tokens)
 
     @torch.no_grad()
     def answer(
@@ -90,11 +89,12 @@ class Answerer:
                 question=self.prompts.question(kind),
                 answer=text,
                 streams=[str(stream) for stream in shown_streams(self.layout, there)],
-                missing=[str(stream) for stream in LAYOUTS[self.layout].needed if stream not in there],
+                missing=[str(stream) for stream in LAYOUTS[self.layout].missing(there)],
                 subtitle=clip.subtitle,
+                words_left_out=left_out,
                 labels=list(clip.labels),
             )
-            for clip, there, text in zip(clips, present, texts, strict=True)
+            for clip, there, text, left_out in zip(clips, present, texts, batch.left_out, strict=True)
         ]
 
     def answer_dataset(self, dataset: ClipDataset, kind: str = REASONING) -> Iterator[Answer]:
@@ -199,12 +199,15 @@ def answer_datasets(
 
 def _shown(answers: Iterator[Answer], dataset: ClipDataset, console: Console, shown: int) -> Iterator[Answer]:
     """Pass answers on, each with its action units where AU JSON is known; print the first ones."""
-    progress = track(answers, f"answering {dataset.name}", total=len(dataset), console=console)
+    progress, cut = track(answers, f"answering {dataset.name}", total=len(dataset), console=console), 0
     for position, answer in enumerate(progress):
         answer = _with_units_of(dataset, answer)
+        cut += bool(answer.words_left_out)
         if position < shown:
             show(console, answer)
         yield answer
+    if cut:
+        console.print(f"{cut} subtitles are longer than the model reads: the first words_left_out words are left out")
 
 
 def _with_units_of(dataset: ClipDataset, answer: Answer) -> Answer:
@@ -227,6 +230,8 @@ def show(console: Console, answer: Answer) -> None:
     rests = f"shown: {', '.join(answer.streams) or 'words only'}"
     if answer.missing:
         rests += f"; not in the clip: {', '.join(answer.missing)}"
+    if answer.words_left_out:
+        rests += f"; the subtitle but for its first {answer.words_left_out} words, for which there is no room"
     console.print(f"  [dim]{rests}{f'; action units: {units}' if units else ''}[/dim]", highlight=False)
 
 
@@ -248,7 +253,8 @@ class VllmWriter:
         """Take a model with the weights of a checkpoint (raises ImportError where vllm is not installed)."""
         self._vllm = import_vllm("inference.backend")
         self._model, self._checkpoint = model, checkpoint
-        self._longest = model.config.max_length + 1 + max_new_tokens  # a prompt begins with a token of its own
+        longest = model.config.max_length + 1 + max_new_tokens  # a prompt begins with a token of its own
+        self._longest = min(longest, model.collator().context)
 
     def __call__(self, batch: Batch, decoding: InferenceConfig) -> list[str]:
         """Return the answer text of each row of a batch of prompts."""

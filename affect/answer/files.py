@@ -35,6 +35,8 @@ class Answer:
     missing: list[str]
     """Streams that the layout knows and the clip does not have."""
     subtitle: str = ""
+    words_left_out: int = 0
+    """Words at the beginning of the subtitle that the prompt had no room for."""
     action_units: dict[str, float] = field(default_factory=dict)
     """Highest intensity (0 to 5) of each action unit over the clip, where its AU analysis is known."""
     labels: list[str] = field(default_factory=list)

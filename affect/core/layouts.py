@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from affect.core.schema import Modality
@@ -23,6 +24,10 @@ class Layout:
     def needed(self) -> tuple[Modality, ...]:
         """Streams whose features must be read."""
         return tuple(dict.fromkeys((*self.fused, *self.branches)))
+
+    def missing(self, present: Collection[Modality]) -> list[Modality]:
+        """Return the streams of those that a clip with `present` does not have."""
+        return [stream for stream in self.needed if stream not in present]
 
 
 LAYOUTS: dict[str, Layout] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
@@ -130,6 +130,8 @@ class Batch(Tensors):
     """Stream that a prompt shows -> [N] which prompts do."""
     places: dict[Modality, Tensor]
     """Stream that a prompt shows -> [N, Q] places in [B * L] of its placeholders."""
+    left_out: list[int] = field(default_factory=list)
+    """Words at the beginning of each clip's subtitle that its prompt has no room for."""
 
 
 _SAFE_NAME = re.compile(r"[^\x00-\x1f/\\]+")

@@ -3,8 +3,9 @@
 Worked example, pad id 0, bos 1, eos 2, prompt "a b" -> [5, 6], answer "c" -> [7]:
 training   input_ids [1, 5, 6, 7, 2], labels [-100, -100, -100, 7, 2], answers [2, 3], padded on the right;
 generation input_ids [1, 5, 6], padded on the left, so that every row goes on at its last column.
-A prompt of more than `max_length` tokens loses the end of its subtitle, never its placeholders or its question; an
-answer loses its own end, and the token that ends the text with it, which is not to be learned in its midst.
+A text that is too long loses the beginning of its subtitle, so that what is said at the clip's end is kept, never its
+placeholders or its question; then an answer loses its own end, and the token that ends the text with it, which is not
+to be learned in its midst.
 """
 
 from __future__ import annotations
@@ -29,14 +30,19 @@ class Collator:
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    """Most tokens of a prompt, and of an answer."""
     generation: bool = False
+    context: int = 2**31
+    """Most tokens of a whole text that the language model reads."""
+    room: int = 0
+    """How many of them are kept for an answer that is yet to be written."""
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Return the batch (raises ValueError as `prompt_ids`, or where prompts show a stream in unlike numbers)."""
         rows = [self._row(sample) for sample in samples]
-        input_ids = self._padded([ids for ids, _ in rows], self.tokenizer.pad_token_id)
-        labels = self._padded([targets for _, targets in rows], IGNORED)
-        attention_mask = self._padded([[1] * len(ids) for ids, _ in rows], 0)
+        input_ids = self._padded([ids for ids, _, _ in rows], self.tokenizer.pad_token_id)
+        labels = self._padded([targets for _, targets, _ in rows], IGNORED)
+        attention_mask = self._padded([[1] * len(ids) for ids, _, _ in rows], 0)
         features, masks = pad_features([sample.features for sample in samples])
         shown, places = self._placeholders(input_ids)
         return Batch(
@@ -45,45 +51,56 @@ class Collator:
             attention_mask=attention_mask,
             labels=labels,
             answers=torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1)).flatten().nonzero().flatten(),
-            padding=input_ids.numel() - sum(len(ids) for ids, _ in rows),
+            padding=input_ids.numel() - sum(len(ids) for ids, _, _ in rows),
             features=features,
             masks=masks,
             lengths={stream: [len(sample.features[stream]) for sample in samples] for stream in features},
             rows=shown,
             places=places,
+            left_out=[words for _, _, words in rows],
         )
 
     def prompt_ids(self, sample: Sample) -> list[int]:
-        """Return the prompt's token ids, at most `max_length`: of a longer one the end of the subtitle is left out.
+        """Return the prompt's token ids, at most `max_length`, and `room` less than the model's `context`.
 
-        Raises ValueError when the rest of it is longer than that already.
+        Raises ValueError when it is longer than the model reads even without its subtitle.
         """
+        return self._prompt(sample, self.room)[0]
+
+    def _prompt(self, sample: Sample, room: int) -> tuple[list[int], int]:
+        """Return the prompt's token ids, and how many words of its subtitle are not in them."""
         ids = self.tokenizer(sample.prompt, add_special_tokens=False).input_ids
-        excess = len(ids) - self.max_length
+        most = min(self.max_length, self.context - 1)
+        excess = len(ids) - min(most, self.context - 1 - room)
         if excess <= 0:
-            return ids
+            return ids, 0
         places = self.tokenizer(sample.prompt, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
         first, stop = sample.spoken
         spoken = [i for i, (begin, end) in enumerate(places) if first <= begin < end <= stop]
-        if excess > len(spoken):
+        if len(ids) - len(spoken) > most:
             raise ValueError(
-                f"clip {sample.clip.name!r}: expected a prompt of at most {self.max_length} tokens, found "
-                f"{len(ids) - len(spoken)} without its subtitle; raise model.max_length, or make fewer query tokens"
+                f"clip {sample.clip.name!r}: expected a prompt of at most {most} tokens, found "
+                f"{len(ids) - len(spoken)} without its subtitle; raise model.max_length, make fewer query tokens, or "
+                "take a language model of longer texts"
             )
-        cut = len(spoken) - excess
-        while cut > 0 and places[spoken[cut]][0] < places[spoken[cut - 1]][1]:  # tokens of one letter go together
-            cut -= 1
-        return ids[: spoken[cut]] + ids[spoken[-1] + 1 :]
+        if not spoken:
+            return ids, 0
+        # tokens of one letter go together
+        begin = next((i for i in spoken[excess:] if places[i][0] >= places[i - 1][1]), spoken[-1] + 1)
+        return ids[: spoken[0]] + ids[begin:], len(sample.prompt[first : places[begin - 1][1]].split())
 
-    def _row(self, sample: Sample) -> tuple[list[int], list[int]]:
+    def _row(self, sample: Sample) -> tuple[list[int], list[int], int]:
+        """Return ids, labels, and how many words of the subtitle are not in them."""
         bos = self.tokenizer.bos_token_id
         head = [] if bos is None else [bos]
-        prompt = self.prompt_ids(sample)
         if self.generation:
-            return head + prompt, [IGNORED] * (len(head) + len(prompt))
+            prompt, left_out = self._prompt(sample, self.room)
+            return head + prompt, [IGNORED] * (len(head) + len(prompt)), left_out
         answer = self.tokenizer(sample.answer, add_special_tokens=False).input_ids
         answer = [*answer, self.tokenizer.eos_token_id] if len(answer) <= self.max_length else answer[: self.max_length]
-        return head + prompt + answer, [IGNORED] * (len(head) + len(prompt)) + answer
+        prompt, left_out = self._prompt(sample, len(answer))
+        answer = answer[: self.context - 1 - len(prompt)]
+        return head + prompt + answer, [IGNORED] * (len(head) + len(prompt)) + answer, left_out
 
     def _padded(self, rows: list[list[int]], fill: int) -> torch.Tensor:
         side = "left" if self.generation else "right"

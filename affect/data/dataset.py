@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from rich.progress import track
 
+from affect.core.cues import leave_out_absent
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Clip, Modality, Sample
 from affect.data.config import Config, DatasetConfig, ModelConfig
@@ -190,8 +191,8 @@ class TrainingSamples:
         kinds = asked_kinds(dataset.config.label_type)
         # by a coin of its own, so that the lengths of a cycle's texts are known without reading features
         kind = kinds[int(coin(self.seed, draw.cycle, draw.index) * len(kinds))]
-        answer = self.prompts.answer(kind, clip)
         layout = dataset.config.face_or_frame
+        answer = self.prompts.answer(kind, _as_shown(clip, features, layout))
         return make_sample(clip, features, layout, self.prompts, kind, self.tokens, answer, dataset.choices)
 
     def _locate(self, index: int) -> tuple[ClipDataset, int]:
@@ -200,6 +201,12 @@ class TrainingSamples:
                 return dataset, index
             index -= len(dataset)
         raise IndexError(index)
+
+
+def _as_shown(clip: Clip, features: Mapping[Modality, np.ndarray], layout: str) -> Clip:
+    """Return a clip whose description speaks of what the sample shows and of nothing else."""
+    shown = [stream for stream, array in features.items() if len(array)]
+    return replace(clip, description=leave_out_absent(clip.description, shown, LAYOUTS[layout].missing(shown)))
 
 
 def make_sample(

@@ -16,24 +16,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from affect.core.schema import Modality
+from affect.core.cues import absent_streams
+from affect.core.facial_words import ABSENT, ALONE, AND_MOVE, BEFORE_MOVE, BEFORE_PART, BETWEEN_PARTS, MOVED, WORDS
 from affect.evaluate.answers import is_negated
-from affect.evaluate.facial_words import ABSENT, ALONE, AND_MOVE, BEFORE_MOVE, BEFORE_PART, BETWEEN_PARTS, MOVED, WORDS
 
 Units = frozenset[str]
-
-_SPOKEN_OF: dict[str, tuple[frozenset[str], str]] = {
-    "voice": (
-        frozenset({Modality.AUDIO}),
-        r"\b(?:voices?|vocal\w*|pitch|intonation|speech|tone of voice|audio|the sound)\b",
-    ),
-    "face": (frozenset({Modality.FACE, Modality.AU}), r"\b(?:faces?|facial|(?:eye)?brows?|gaze)\b"),
-    "scene": (
-        frozenset({Modality.FRAME}),
-        r"\b(?:background|scene|surroundings|posture|gestures?|body language)\b",
-    ),
-}
-"""What a text may speak of -> streams that show it, and its words."""
 
 
 @dataclass
@@ -53,6 +40,8 @@ class Grounding:
     """Texts without any mention."""
     absent: int = 0
     """Texts that speak of what the clip, as the model got it, does not have."""
+    absent_from: Counter[str] = field(default_factory=Counter)
+    """What those texts speak of: voice, face, scene, video."""
     unfounded: Counter[str] = field(default_factory=Counter)
     """Units that were mentioned and are not there."""
 
@@ -76,10 +65,14 @@ class Grounding:
         """Share of texts that speak of a stream that the clip does not have."""
         return _ratio(self.absent, self.texts)
 
-    def add(self, text: str, active: Collection[str] | None, absent: bool = False) -> None:
-        """Count one text against the action units (`AU12`) that are active in its clip, None where not known."""
+    def add(self, text: str, active: Collection[str] | None, absent: Collection[str] = ()) -> None:
+        """Count one text against the action units (`AU12`) that are active in its clip, None where not known.
+
+        absent: what it speaks of although the clip, as the model got it, does not show it.
+        """
         self.texts += 1
-        self.absent += absent
+        self.absent += bool(absent)
+        self.absent_from.update(absent)
         if active is None:
             self.without_units += 1
             return
@@ -113,24 +106,8 @@ def ground_answers(answers: Iterable[Mapping[str, Any]], at_least: float = 0.0) 
         known = answer["action_units"]
         active = [unit for unit, intensity in known.items() if intensity >= at_least] if known else None
         absent = absent_streams(answer["answer"], answer["streams"], answer["missing"])
-        counts.add(answer["answer"], active, bool(absent))
+        counts.add(answer["answer"], active, absent)
     return counts
-
-
-def absent_streams(text: str, shown: Collection[str], missing: Collection[str]) -> list[str]:
-    """Return what a text speaks of (voice, face, scene) although no stream shows it.
-
-    shown and missing: streams that the prompt had, and those that it would have had if the clip had them. Fused
-    streams ("multi") are taken to hold all that is not missing. A movement of the face speaks of the face.
-    """
-    fused = Modality.MULTI in shown
-    return [
-        what
-        for what, (streams, words) in _SPOKEN_OF.items()
-        if not streams & set(shown)
-        and (not fused or streams & set(missing))
-        and (re.search(words, text, re.IGNORECASE) or (what == "face" and mentions(text)))
-    ]
 
 
 def mentions(text: str) -> list[Units]:

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from affect.core.layouts import Layout
 from affect.core.schema import PLACEHOLDERS, Batch, Modality
+from affect.data.collate import Collator
 from affect.data.config import InferenceConfig, ModelConfig
 from affect.models.fusion import (
     POSITIONS,
@@ -60,6 +61,12 @@ class AffectGPT(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the answers' tokens."""
         return answer_loss(self.llm, self.embed(batch), batch.attention_mask, batch.labels, batch.answers)
+
+    def collator(self, new_tokens: int = 0) -> Collator:
+        """Return what makes batches for training, or prompts with room for an answer of `new_tokens`."""
+        context = getattr(self.llm.config, "max_position_embeddings", None)
+        limits = {"context": context, "room": new_tokens} if context else {}
+        return Collator(self.tokenizer, self.config.max_length, generation=new_tokens > 0, **limits)
 
     @torch.no_grad()
     def generate(self, batch: Batch, decoding: InferenceConfig) -> list[str]:

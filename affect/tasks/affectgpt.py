@@ -71,11 +71,21 @@ class AffectGPTTask(LanguageTask):
         """Return this process's batches from step `first` to before `last`."""
         lengths = text_lengths(self.samples) if self.run.bucket_by_length else None
         sampler = StepBatches(size=len(self.samples), lengths=lengths, **self.places(first, last, accelerator))
-        return (batch for batch in self.loader(self.samples, sampler, self._collator, accelerator))
+        said = False
+        for batch in self.loader(self.samples, sampler, self._collator, accelerator):
+            if any(batch.left_out) and not said:
+                said = True
+                words, name = max(zip(batch.left_out, batch.names, strict=True))
+                logger.warning(
+                    "clip %r: the first %d words of its subtitle are left out, and so for other long ones: a text has "
+                    "%d tokens at most",
+                    *(name, words, min(self._collator.context, self._collator.max_length)),
+                )
+            yield batch
 
     @cached_property
     def _collator(self) -> Collator:
-        return Collator(self.model.tokenizer, self.config.model.max_length)
+        return self.model.collator()
 
     def size(self, batch: Batch) -> Size:
         """Return how much a batch holds; what weighs is the answers' tokens."""
@@ -139,7 +149,7 @@ def open_task(
     layouts = [LAYOUTS[dataset.config.face_or_frame] for dataset in samples.datasets]
     dtype = PRECISION[accelerator.mixed_precision]
     model = build_affectgpt(config.model, layouts, dtype, config.run.gradient_checkpointing)
-    samples.check_prompts(Collator(model.tokenizer, config.model.max_length))
+    samples.check_prompts(model.collator())
     if config.model.ckpt:
         load_weights(find_checkpoint(config.model.ckpt), model)
     elif config.model.standardize_features and not checkpoint:  # its statistics come with the weights

@@ -55,7 +55,7 @@ def asked(book, subtitle, rows=3):
 
 
 @pytest.mark.parametrize("words", ["the person feels happy " * 30, "我很难过，没有关系。" * 20, "🙂🙃" * 40, "a" * 300])
-def test_a_long_prompt_loses_the_end_of_its_subtitle_only(tokenizer, book, words):
+def test_a_long_prompt_loses_the_beginning_of_its_subtitle_only(tokenizer, book, words):
     whole, empty = (Collator(tokenizer, 10_000).prompt_ids(asked(book, text)) for text in (words, "x"))
     for limit in range(len(empty) + 5, len(empty) + 25):
         ids = Collator(tokenizer, limit).prompt_ids(asked(book, words))
@@ -64,7 +64,7 @@ def test_a_long_prompt_loses_the_end_of_its_subtitle_only(tokenizer, book, words
         assert text.startswith(before)
         assert text.endswith(after)
         kept = text.removeprefix(before).removesuffix(after)
-        assert words.startswith(kept)  # no half of a letter
+        assert words.strip().endswith(kept.strip())  # no half of a letter
         assert limit - 4 < len(ids) <= limit < len(whole)
 
 
@@ -79,6 +79,22 @@ def test_a_prompt_is_cut_to_the_token(tokenizer, book):
     assert tokenizer.decode(batch.input_ids[0][labelled]) == "sad." + tokenizer.eos_token
     for token in ("<AudioHere>", "<FaceHere>", "<MultiHere>"):
         assert (prompt == tokenizer.convert_tokens_to_ids(token)).sum() == 3
+
+
+def test_the_last_words_are_kept_and_the_others_counted(tokenizer, book):
+    """Of 5,000 words; the text has room for an answer, one's own or one that is yet to be written."""
+    sample = asked(book, " ".join(f"w{i}" for i in range(5000)))
+    answer = len(tokenizer(sample.answer, add_special_tokens=False).input_ids) + 1
+    for collator, taken in (
+        (Collator(tokenizer, 1000, context=300), answer),
+        (Collator(tokenizer, 1000, generation=True, context=300, room=30), 30),
+    ):
+        batch = collator([sample])
+        prompt = tokenizer.decode(batch.input_ids[0][batch.labels[0] == IGNORED])
+        assert "w4999" in prompt and "w1 " not in prompt
+        assert (batch.labels[0] == IGNORED).sum() == 300 - taken
+        assert f"w{batch.left_out[0]} " in prompt and f" w{batch.left_out[0] - 1} " not in prompt
+    assert Collator(tokenizer, 1000)([asked(book, "the person")]).left_out == [0]
 
 
 def test_a_prompt_that_fits_is_left_alone(tokenizer, book):

@@ -100,6 +100,22 @@ def test_dropout_never_empties_a_sample(tiny_world):
         assert sum(len(array) > 0 for array in data[Draw(0, cycle)].features.values()) >= 1
 
 
+def test_a_description_speaks_of_what_the_sample_shows_only(tiny_world):
+    section = tiny_world.datasets["toy"]
+    section.label_type, section.modality_dropout = "description", 0.5
+    data = relabelled(tiny_world, reason="The lips part. The voice is low. In the room, it is dark. He feels sad.")
+    said = {"lips": ("face", "au"), "voice": ("audio",), "room": ("frame",)}
+    for cycle in range(20):
+        sample = data[Draw(0, cycle)]
+        shown = {stream for stream, array in sample.features.items() if len(array)}
+        for word, streams in said.items():
+            assert (word in sample.answer) == any(stream in shown for stream in streams)
+        assert sample.answer.startswith("The lips part. " if "lips" in sample.answer else ("The voice", "In", "He"))
+        assert sample.answer.endswith("He feels sad.###")
+    faceless = data[Draw(3, 0)]
+    assert "lips" not in faceless.answer and "He feels sad." in faceless.answer
+
+
 def test_a_clip_without_a_face_keeps_its_sound(tiny_world):
     features = open_datasets(tiny_world, "train")[0].features(3)
     assert len(features[Modality.FACE]) == 0
