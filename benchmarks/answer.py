@@ -13,7 +13,6 @@ import torch
 
 from affect.answer.answerer import Answerer
 from affect.answer.setup import inference_device
-from affect.core.layouts import LAYOUTS
 from affect.data.config import Config
 from affect.data.dataset import ClipDataset, open_datasets
 from affect.models.affectgpt import AffectGPT, build_affectgpt
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         config = make_world(PRESETS[args.preset], Path(folder), args.clips, 1, args.device)
         config.inference.max_new_tokens = args.max_new_tokens
         device = inference_device(config.inference)
-        layouts = [LAYOUTS[section.face_or_frame] for section in config.datasets.values()]
+        layouts = [section.layout for section in config.datasets.values()]
         torch.manual_seed(0)
         half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         model = build_affectgpt(config.model, layouts, torch.bfloat16 if half else torch.float32).to(device).eval()

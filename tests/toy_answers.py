@@ -6,7 +6,7 @@ from pathlib import Path
 from affect.answer.answerer import Answerer, open_answerer
 from affect.answer.setup import check_layout
 from affect.cli import train
-from affect.data.config import Config, save_config
+from affect.data.config import Config, DatasetConfig, save_config
 
 
 def train_tiny(config: Config, folder: Path, epochs: int = 1) -> Path:
@@ -20,7 +20,7 @@ def train_tiny(config: Config, folder: Path, epochs: int = 1) -> Path:
 
 def load_answerer(config: Config, checkpoint: Path, layout: str) -> Answerer:
     """Return the model of a checkpoint, ready to answer in a layout."""
-    check_layout(config, checkpoint, layout)
+    check_layout(config, checkpoint, DatasetConfig(face_or_frame=layout))
     return open_answerer(config, checkpoint, layout)
 
 

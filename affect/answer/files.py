@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from affect.core.files import atomic_write
-from affect.core.layouts import LAYOUTS
 from affect.core.weights import weights_hash
 from affect.data.config import Config, DatasetConfig
 from affect.data.prompts import PromptBook
@@ -54,7 +53,6 @@ def answer_settings(
 ) -> dict[str, Any]:
     """Return everything that decides what is answered, as JSON values; answers of other settings are not mixed."""
     inference, model = config.inference, config.model
-    needed = LAYOUTS[section.face_or_frame].needed
     wording = json.dumps(asdict(prompts), sort_keys=True)
     sampled = ("top_p", "temperature", "seed") if inference.do_sample else ()
     return {
@@ -62,7 +60,9 @@ def answer_settings(
         "language_model": encoder_identity(model.llama_model),
         "load_in_4bit": model.load_in_4bit,
         "layout": section.face_or_frame,
-        "features": {str(stream): section.spec(stream, model.feature_dim(stream)).folder for stream in needed},
+        "features": {
+            str(stream): section.spec(stream, model.feature_dim(stream)).folder for stream in section.layout.needed
+        },
         "without": sorted(inference.without),
         "question": prompts.question(kind),
         "wording": hashlib.sha256(wording.encode()).hexdigest()[:16],

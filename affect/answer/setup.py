@@ -10,7 +10,6 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from affect.core.device import pick_device
-from affect.core.layouts import LAYOUTS
 from affect.data.config import Config, ConfigError, DatasetConfig, FeatureConfig, InferenceConfig, read_config
 from affect.data.known_datasets import KNOWN_DATASETS, dataset_name, known_dataset
 from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_state
@@ -91,18 +90,21 @@ def answered_datasets(asked: Config, trained: Config, name: str | None = None) -
     checkpoint has none of that name (that one's clips are others, though). The inference section counts before both.
     Raises ValueError for a name that is no data set of either and not known.
     """
-    here = {**trained.datasets, **asked.datasets}
+    here = {**trained.datasets, **asked.datasets, **asked.evaluation_datasets_cfg}
     if name is not None and name not in here and known_dataset(name) is None:
         raise ValueError(
             f"--dataset {name}: expected one of {', '.join(here)}, or a known data set ({', '.join(KNOWN_DATASETS)})"
         )
-    chosen = [name] if name else list(asked.datasets or trained.datasets)
+    chosen = [name] if name else list(asked.evaluation_datasets_cfg or asked.datasets or trained.datasets)
     return {each: asked.inference.override(_section(each, asked, trained)) for each in chosen}
 
 
 def _section(name: str, asked: Config, trained: Config) -> DatasetConfig:
-    base, given = trained.datasets.get(name) or _like_trained(trained), asked.datasets.get(name)
-    return base.model_copy(update={key: getattr(given, key) for key in given.model_fields_set} if given else {})
+    section = trained.datasets.get(name) or _like_trained(trained)
+    for given in (asked.datasets.get(name), asked.evaluation_datasets_cfg.get(name)):
+        if given:
+            section = section.over({key: getattr(given, key) for key in given.model_fields_set})
+    return section
 
 
 def _like_trained(trained: Config) -> DatasetConfig:
@@ -132,14 +134,20 @@ def inference_device(inference: InferenceConfig) -> torch.device:
     return pick_device(f"cuda:{inference.gpu}", "inference.gpu")
 
 
-def check_layout(config: Config, checkpoint: Path, layout: str) -> None:
-    """Raise ValueError where a checkpoint was never trained on a stream of the layout."""
-    trained = [LAYOUTS[section.face_or_frame] for section in config.datasets.values()]
+def check_layout(config: Config, checkpoint: Path, section: DatasetConfig) -> None:
+    """Raise ValueError where a checkpoint was never trained on a stream of the section's layout."""
+    trained = [each.layout for each in config.datasets.values()]
     known = {stream for each in trained for stream in each.branches}
-    unknown = [stream for stream in LAYOUTS[layout].branches if stream not in known]
-    if unknown or (LAYOUTS[layout].fused and not any(each.fused for each in trained)):
-        names = ", ".join(section.face_or_frame for section in config.datasets.values())
-        raise ValueError(f"{checkpoint}: expected a layout like those it was trained on ({names}), found {layout}")
+    unknown = [stream for stream in section.layout.branches if stream not in known]
+    if unknown or (section.layout.fused and not any(each.fused for each in trained)):
+        names = ", ".join(map(_layout_name, config.datasets.values()))
+        raise ValueError(
+            f"{checkpoint}: expected a layout like those it was trained on ({names}), found {_layout_name(section)}"
+        )
+
+
+def _layout_name(section: DatasetConfig) -> str:
+    return f"{section.face_or_frame}{' with use_nonverbal_text' if section.captioned else ''}"
 
 
 def load_model(config: Config, checkpoint: Path) -> AffectGPT:
@@ -158,7 +166,7 @@ def load_model(config: Config, checkpoint: Path) -> AffectGPT:
         torch.cuda.set_device(device)  # where weights in 4 bits are loaded to
     on_gpu = device.type == "cuda" or (config.inference.backend == "vllm" and torch.cuda.is_available())
     half = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    trained = [LAYOUTS[section.face_or_frame] for section in config.datasets.values()]
+    trained = [section.layout for section in config.datasets.values()]
     model = build_affectgpt(config.model, trained, torch.bfloat16 if half else torch.float32)
     exact = not half and not config.model.load_in_4bit
     use_checkpoint(model, checkpoint, merge=exact and config.inference.backend == "hf")

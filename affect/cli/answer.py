@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = trained_config(asked, checkpoints[-1], args.cfg_path)
     sections = answered_datasets(asked, config, args.dataset)
     for section in sections.values():
-        check_layout(config, checkpoints[-1], section.face_or_frame)
+        check_layout(config, checkpoints[-1], section)
         if args.attention:
             check_attention(config.model, section.face_or_frame)
     kind = LABELS if args.no_reasoning else REASONING
@@ -104,12 +104,11 @@ def open_datasets(config: Config, sections: dict[str, DatasetConfig]) -> list[Cl
     from extractors.run.live import LiveFeatures
 
     inference, model = config.inference, config.model
-    realtime_au = inference.use_au_clip_realtime
-    fill_sentences(config.model_copy(update={"datasets": sections}), inference.split, realtime_au)
+    fill_sentences(config.model_copy(update={"datasets": sections}), inference.split)
     datasets = []
     for name, section in sections.items():
         dataset = open_dataset(name, section, model, inference.split)
-        dataset.store = open_store(name, section, model, inference.device, realtime_au)
+        dataset.store = open_store(name, section, model, inference.device)
         check_features(dataset)
         if isinstance(dataset.store, LiveFeatures) and Modality.FACE in dataset.store.specs:
             warn_of_other_faces(config, dataset.store.faces_from)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from affect.cli.extract import add_clip_flags, check_installed
-from affect.core.layouts import LAYOUTS
 from affect.core.schema import Clip
 
 if TYPE_CHECKING:  # --help opens at once
@@ -59,7 +58,7 @@ def answer_clip(args: argparse.Namespace, answerer: Answerer, section: DatasetCo
     settings = extraction_settings(
         "clip",
         section,
-        streams=LAYOUTS[section.face_or_frame].needed,
+        streams=section.layout.needed,
         sampling=args.sampling or section.frame_sampling,
         device=str(next(answerer.model.parameters()).device),
         **{name: getattr(args, name) for name in _OWN},

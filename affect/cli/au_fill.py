@@ -12,7 +12,6 @@ import torch
 from affect.cli.live import extraction_settings
 from affect.core.au_json import find_au_json, read_au_json, sentences
 from affect.core.device import pick_device
-from affect.core.layouts import LAYOUTS
 from affect.core.schema import Modality
 from affect.data.config import Config, ConfigError, DatasetConfig, ModelConfig
 from affect.data.known_datasets import dataset_name
@@ -26,20 +25,22 @@ from extractors.run.session import Describe, Session
 logger = logging.getLogger(__name__)
 
 
-def fill_sentences(config: Config, split: str, realtime_au: bool = False) -> int:
+def fill_sentences(config: Config, split: str) -> int:
     """Let the AU agent describe the clips of a split whose AU JSON has no sentences; return how many there were.
 
-    Clips with stored AU features are left alone, and the others get them where they have AU JSON, unless `realtime_au`
-    says that AU is encoded when asked for. What is written stays when the run is stopped, and the agent's memory is
-    given back. One process does this while others wait. Raises ConfigError where no AU JSON root is named, and what
-    `extractors.au.agent.build_agent` raises; clips that fail are logged.
+    Clips with stored AU features are left alone, and the others get them where they have AU JSON, unless the section
+    says that AU is encoded when asked for or shown as text. What is written stays when the run is stopped, and the
+    agent's memory is given back. One process does this while others wait. Raises ConfigError where no AU JSON root is
+    named, and what `extractors.au.agent.build_agent` raises; clips that fail are logged.
     """
     count = 0
     for name, section in config.datasets.items() if config.model.use_au_agent else ():
-        if Modality.AU not in LAYOUTS[section.face_or_frame].needed:
+        as_text = section.captioned and not section.nonverbal_json
+        if not as_text and Modality.AU not in section.layout.needed:
             continue
         names = [clip.name for clip in read_clips(name, section, split)]
-        if not realtime_au:
+        stored = not as_text and Modality.AU not in section.live(config.model.skip_encoders)
+        if stored:
             store = FeatureStore(Path(section.preextracted_root), dataset_name(name))
             names = store.missing(section.spec(Modality.AU, config.model.preextracted_au_dim), names)
         if names and not section.mer_factory_output:
@@ -49,9 +50,9 @@ def fill_sentences(config: Config, split: str, realtime_au: bool = False) -> int
             )
         described = {clip: _is_described(section.mer_factory_output, dataset_name(name), clip) for clip in names}
         lacking = [clip for clip, is_so in described.items() if is_so is False]
-        todo = lacking if realtime_au else [clip for clip, is_so in described.items() if is_so is not None]
+        todo = [clip for clip, is_so in described.items() if is_so is not None] if stored else lacking
         if todo:
-            stages = ("au_text",) if realtime_au else ("au_text", "features")
+            stages = ("au_text", "features") if stored else ("au_text",)
             _fill(name, section, config.model, todo, stages, len(lacking))
         count += len(lacking)
     return count

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from affect.core.layouts import LAYOUTS
 from affect.core.schema import Modality
 from affect.data.config import Config, ConfigError, DatasetConfig, FeatureConfig, ModelConfig
 from affect.data.known_datasets import dataset_name, media_roots
@@ -16,9 +15,6 @@ from extractors.run.live import LiveFeatures
 from extractors.run.session import Settings
 
 logger = logging.getLogger(__name__)
-
-MEDIA = (Modality.FRAME, Modality.FACE, Modality.AUDIO)
-"""Streams that are encoded on the fly where a data set says so; AU has a setting of its own."""
 
 
 def extraction_settings(dataset: str, section: FeatureConfig, **more: Any) -> Settings:
@@ -38,38 +34,36 @@ def extraction_settings(dataset: str, section: FeatureConfig, **more: Any) -> Se
     return Settings(**own | more)
 
 
-def live_streams(name: str, section: DatasetConfig, model: ModelConfig, realtime_au: bool = False) -> list[Modality]:
+def live_streams(name: str, section: DatasetConfig, model: ModelConfig) -> list[Modality]:
     """Return the streams of a data set that are encoded when they are asked for.
 
-    realtime_au: encode the sentences of AU JSON files. Raises ConfigError where that is asked for without such files.
+    Raises ConfigError where the sentences of AU JSON files are, and nothing says where these are.
     """
-    needed = LAYOUTS[section.face_or_frame].needed
-    if realtime_au and Modality.AU in needed and not section.mer_factory_output:
+    streams = section.live(model.skip_encoders)
+    if Modality.AU in streams and not section.mer_factory_output:
         raise ConfigError(
-            "inference.use_au_clip_realtime: expected mer_factory_output, the root of the AU JSON files to encode the "
-            f"sentences of, found nothing for data set {name}; set inference.mer_factory_output"
+            f"data set {name}: use_au_clip_realtime (or use_preextracted_au: False) encodes the sentences of AU JSON "
+            "files: expected mer_factory_output, their root, found nothing; set it"
         )
-    on_the_fly = not section.use_preextracted_features and not model.skip_encoders
-    if not section.use_preextracted_features and model.skip_encoders:
+    if streams != section.live(skip_encoders=False):
         logger.info(
             "data set %s: model.skip_encoders is True, so its features are read from %s, although "
             "use_preextracted_features is False",
             name,
             section.preextracted_root,
         )
-    live = {*(MEDIA if on_the_fly else ()), *([Modality.AU] if realtime_au else [])}
-    return [stream for stream in needed if stream in live]
+    return streams
 
 
 def open_store(
-    name: str, section: DatasetConfig, model: ModelConfig, device: str = "cpu", realtime_au: bool = False
+    name: str, section: DatasetConfig, model: ModelConfig, device: str = "cpu"
 ) -> FeatureStore | LiveFeatures:
     """Return where the features of a data set come from: its store, with encoders before it where the section says so.
 
     Raises ConfigError where raw clips are not named or an encoder is not as wide as the model expects, and what
     `extractors.encoders.build_encoder` raises.
     """
-    streams = live_streams(name, section, model, realtime_au)
+    streams = live_streams(name, section, model)
     if not streams:
         return FeatureStore(Path(section.preextracted_root), dataset_name(name))
     roots = _roots(name, section, streams)
@@ -110,7 +104,7 @@ def warn_of_other_faces(trained: Config, found: str) -> None:
     trained: the model's configuration, whose features may be on this machine.
     """
     for name, section in trained.datasets.items():
-        if Modality.FACE not in LAYOUTS[section.face_or_frame].needed:
+        if Modality.FACE not in section.layout.needed:
             continue
         store = FeatureStore(Path(section.preextracted_root), dataset_name(name))
         spec = section.spec(Modality.FACE, trained.model.preextracted_visual_dim)
@@ -138,6 +132,6 @@ def _roots(name: str, section: DatasetConfig, streams: Sequence[Modality]) -> di
         if stream in streams and not any(root.is_dir() for root in given):
             raise ConfigError(
                 f"data set {name}: expected {' or '.join(keys)}, a folder to encode {stream} from, found "
-                f"{' or '.join(map(str, given)) or 'nothing'}; name it, or set use_preextracted_features to True"
+                f"{' or '.join(map(str, given)) or 'nothing'}; name it, or set use_preextracted_{stream} to True"
             )
     return roots

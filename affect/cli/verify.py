@@ -17,7 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from affect.core.layouts import LAYOUTS
 from affect.core.schema import STORED_MODALITIES, Modality
 from affect.features.store import FeatureStore
 
@@ -37,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     findings: list[Finding] = []
     for name, section in config.datasets.items():
         if args.dataset in (None, name):
-            streams = LAYOUTS[section.face_or_frame].needed if args.cfg_path else extracted_streams(name, section)
+            streams = section.layout.needed if args.cfg_path else extracted_streams(name, section)
             findings += check_dataset(name, section, config.model, streams)
     if not findings:
         raise ValueError(f"no clip was checked: expected data set {args.dataset!r} in the configuration")

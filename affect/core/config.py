@@ -1,7 +1,7 @@
 """Configuration: YAML files as typed sections, options over them, every fault as one line; what all tasks share.
 
 `task:` names the task: affectgpt, au_agent or expressions (fer). Users' files write many keys in more than one way;
-each class of a section says which (`aliases`), and which keys it does without (`not_needed`).
+each class of a section says which (`aliases`, `negated`), and which keys it does without (`not_needed`).
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=False, populate_by_name=True)
     aliases: ClassVar[Mapping[str, str]] = {}
     """Spelling that users' files have, too -> key."""
+    negated: ClassVar[Mapping[str, str]] = {}
+    """Spelling that says the opposite of a key that is True or False -> key."""
     not_needed: ClassVar[Mapping[str, str]] = {}
     """Key that users' files have -> why nothing here needs it."""
     flat_options: ClassVar[bool] = False
@@ -159,6 +161,7 @@ class RunSettings(Section):
         resume_ckpt_path="resume",
         early_stop="patience",
     )
+    negated: ClassVar = {"no_amp": "amp"}
     passing: ClassVar[Set[str]] = {
         *("device", "keep_checkpoints", "log_every", "num_workers", "output_dir", "resume_ckpt_path", "save_every"),
         *("overwrite_output_dir", "trackers", "visualize_training"),
@@ -167,16 +170,12 @@ class RunSettings(Section):
 
     @check(mode="before")
     @classmethod
-    def _flags(cls, content: Any) -> Any:
-        """Users write no_amp and gpu, too."""
-        if not isinstance(content, dict):
+    def _index_of_gpu(cls, content: Any) -> Any:
+        """Users write gpu, too."""
+        if not isinstance(content, dict) or "gpu" not in content:
             return content
         content = dict(content)
-        if "no_amp" in content:
-            if not isinstance(content["no_amp"], bool):
-                raise ValueError(f"no_amp: expected True or False, found {content['no_amp']!r}")
-            content["amp"] = not content.pop("no_amp")
-        if (gpu := content.pop("gpu", None)) is not None:
+        if (gpu := content.pop("gpu")) is not None:
             if not re.fullmatch(r"-?\d+", str(gpu)):
                 raise ValueError(f"gpu: expected the index of one GPU, or -1 for the CPU, found {gpu!r}; see torchrun")
             content["device"] = f"cuda:{gpu}" if int(gpu) >= 0 else "cpu"
@@ -197,7 +196,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     with reading(path, "a YAML configuration", kind=ConfigError):
         content = parse_yaml(path.read_text(encoding="utf-8"), path)
         if not isinstance(content, dict):
-            raise ConfigError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+            found = "an empty file" if content is None else type(content).__name__
+            raise ConfigError(f"{path}: expected a mapping of settings, found {found}")
     return content
 
 
@@ -290,6 +290,11 @@ def _settled(holder: Any, content: Any, where: str, before: str = "") -> tuple[A
         key = _key(holder, spelling)
         value, within = _settled(_held(holder, spelling), value, where, f"{before}{spelling}.")
         faults += within
+        if _is_section(holder) and spelling in holder.negated:
+            if not isinstance(value, bool):
+                faults.append(f"{where}: {before}{spelling}: expected True or False, found {value!r}")
+                continue
+            value = not value
         if settled.get(key, value) != value:
             both = f"{before}{spelled[key]} and {before}{spelling}"
             faults.append(f"{where}: found both {both}, expected one; they are the same setting with two values")
@@ -303,7 +308,7 @@ def _is_section(holder: Any) -> bool:
 
 
 def _key(holder: Any, spelling: str) -> str:
-    return holder.aliases.get(spelling, spelling) if _is_section(holder) else spelling
+    return {**holder.aliases, **holder.negated}.get(spelling, spelling) if _is_section(holder) else spelling
 
 
 def _held(holder: Any, key: str) -> Any:
@@ -316,8 +321,10 @@ def _held(holder: Any, key: str) -> Any:
 
 def _spellings(holder: Any) -> list[str]:
     """Return every key that a section may have."""
-    extra = ["no_amp", "gpu"] if _is_section(holder) and issubclass(holder, RunSettings) else []
-    return [*holder.model_fields, *holder.aliases, *holder.not_needed, *extra] if _is_section(holder) else []
+    if not _is_section(holder):
+        return []
+    gpu = ["gpu"] if issubclass(holder, RunSettings) else []
+    return [*holder.model_fields, *holder.aliases, *holder.negated, *holder.not_needed, *gpu]
 
 
 def _section_with(kind: type[Section], key: str, option: str) -> str:

@@ -6,16 +6,16 @@ files have and that nothing here needs are accepted with one line that says why.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, create_model
+from pydantic import AfterValidator, BeforeValidator, Field, create_model
 from pydantic import model_validator as check
 
 from affect.core.config import ConfigError as ConfigError
 from affect.core.config import RunSettings, Section, Unset, also, parse, read_yaml, save_yaml
-from affect.core.layouts import LAYOUTS
+from affect.core.layouts import LAYOUTS, SPELLINGS, Layout
 from affect.core.schema import Modality
 from affect.features.store import FeatureSpec
 
@@ -28,12 +28,14 @@ Sampling = Literal["uniform", "headtail", "emotion_peak"]
 
 
 def _known_layout(name: str) -> str:
+    name = SPELLINGS.get(name, name)
     if name not in LAYOUTS:
         raise ValueError(f"expected one of {', '.join(LAYOUTS)}")
     return name
 
 
 LayoutName = Annotated[str, AfterValidator(_known_layout)]
+Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 _PROCESSORS = "pictures and text are prepared by the encoder that makes the features"
 _SEE_DATASETS = "the data set's section says it"
@@ -100,7 +102,7 @@ class ModelConfig(Section):
     preextracted_au_dim: int = Field(512, gt=0)
 
     skip_encoders: bool = True
-    """True: features are read from the store; False: data sets may have them made on the fly."""
+    """True: use_preextracted_features counts as True; switches of single streams count all the same."""
     use_au_agent: bool = False
     """Let a language model write the AU sentences that AU JSON files lack, before training or inference begins."""
     au_agent_base_model: str = "Qwen25"
@@ -143,12 +145,24 @@ class FeatureConfig(Section):
     """Take AU JSON that was measured on another number of frames than the video has, where AU is encoded on the fly."""
     use_preextracted_features: bool = True
     """False (with model.skip_encoders False): frames, faces and sound are encoded when a clip is asked for."""
+    use_preextracted_frame: bool | None = None
+    use_preextracted_face: bool | None = None
+    use_preextracted_audio: bool | None = None
+    """The same for one stream; as use_preextracted_features has it, when not given."""
+    use_preextracted_au: bool | None = None
+    """False: the sentences of AU JSON files are encoded when a clip is asked for."""
+    use_nonverbal_text: bool = False
+    """A clip's action units are words of its prompt (its caption) instead of features."""
+    nonverbal_json: str | None = None
+    """Captions, {data set: {clip: {"caption": text}}}; the sentences of AU JSON files, when not given."""
     data_root: str = "data"
     """Folder that holds the data sets' own folders."""
     video_root: str | None = None
     audio_root: str | None = None
     face_root: str | None = None
     """Raw clips, for encoding on the fly; where the data set keeps them, when not given."""
+
+    negated: ClassVar = {"use_au_clip_realtime": "use_preextracted_au"}
 
     def spec(self, modality: Modality, dim: int) -> FeatureSpec:
         """Return which features of `modality` this section names."""
@@ -172,6 +186,8 @@ class DatasetConfig(FeatureConfig):
     """Lowest and highest valence, where label_type is valence; the data set's own, when not given."""
     modality_dropout: float = Field(0.0, ge=0, lt=1)
     """Chance that a stream is left out of a training sample, so that the model learns to do without it."""
+    ann_paths: Paths = Field(default_factory=list)
+    """A known data set's own files of labels, whose folder counts as the data set's; or a table, as csv_path."""
     csv_path: str | None = None
     """Table of clips; where a known data set keeps its own, when not given."""
     csv_column: str = "name"
@@ -182,7 +198,32 @@ class DatasetConfig(FeatureConfig):
     split_column: str = "split"
     """A table without this column counts as training and test data alike."""
 
+    aliases: ClassVar = also(ann_paths="eval_file_path")
     not_needed: ClassVar = {"data_type": "every data set is one of clips"}
+
+    @property
+    def layout(self) -> Layout:
+        """Which streams become tokens: those of face_or_frame, action units only where they are no text."""
+        layout = LAYOUTS[self.face_or_frame]
+        return layout.without(Modality.AU) if self.use_nonverbal_text else layout
+
+    @property
+    def captioned(self) -> bool:
+        """Whether prompts show action units as text."""
+        return self.use_nonverbal_text and Modality.AU in LAYOUTS[self.face_or_frame].branches
+
+    def live(self, skip_encoders: bool) -> list[Modality]:
+        """Return the streams that are encoded when a clip is asked for, in the order of the layout."""
+        return [stream for stream in self.layout.needed if not self._is_stored(stream, skip_encoders)]
+
+    def _is_stored(self, stream: Modality, skip_encoders: bool) -> bool:
+        own = getattr(self, f"use_preextracted_{stream}", None)
+        return (self.use_preextracted_features or skip_encoders or stream not in _MEDIA) if own is None else own
+
+    def over(self, given: Mapping[str, Any]) -> DatasetConfig:
+        """Return the section with other settings in it; use_preextracted_features counts before switches of before."""
+        before = dict.fromkeys(_SWITCHES) if "use_preextracted_features" in given else {}
+        return self.model_copy(update={**before, **given})
 
 
 class RunConfig(RunSettings):
@@ -225,6 +266,10 @@ class RunConfig(RunSettings):
         return self.max_epoch * self.iters_per_epoch
 
 
+_MEDIA = (Modality.FRAME, Modality.FACE, Modality.AUDIO)
+"""Streams that use_preextracted_features is about."""
+_SWITCHES = [f"use_preextracted_{stream}" for stream in _MEDIA]
+
 Overrides = create_model(
     "Overrides",
     __base__=Section,
@@ -264,21 +309,29 @@ class InferenceConfig(Overrides):
     """auto, cpu, cuda or cuda:<index>."""
     gpu: int | None = Field(None, ge=0)
     """Index of the GPU, as users' files have it; device says the same."""
-    use_au_clip_realtime: bool = False
-    """Encode the sentences of AU JSON files when a clip is asked for, instead of reading AU features."""
 
     face_or_frame: Annotated[LayoutName | None, Unset] = None
     aliases: ClassVar = also(batch_size="batch_size_eval")
+    negated: ClassVar = FeatureConfig.negated
     not_needed: ClassVar = {
         "task": "the task at the top of the file says it",
         **dict.fromkeys(("vis_processor", "text_processor", "img_processor"), _PROCESSORS),
     }
 
     def override(self, dataset: DatasetConfig) -> DatasetConfig:
-        """Return the data set's section with what this section sets anew."""
+        """Return the data set's section with what this section sets anew.
+
+        Files that have a switch for faces or sound here and none for frames mean that frames around a peak are
+        stored and others are not.
+        """
         shared = DatasetConfig.model_fields.keys() & InferenceConfig.model_fields.keys()
         given = {key: getattr(self, key) for key in shared if getattr(self, key) is not None}
-        return dataset.model_copy(update=given)
+        section = dataset.over(given)
+        if {"use_preextracted_face", "use_preextracted_audio"} & given.keys() and not (
+            {"use_preextracted_frame", "use_preextracted_features"} & given.keys()
+        ):
+            section.use_preextracted_frame = section.frame_sampling == "emotion_peak"
+        return section
 
 
 class Config(Section):
@@ -289,9 +342,11 @@ class Config(Section):
     datasets: dict[str, DatasetConfig] = Field(default_factory=dict)
     run: RunConfig = Field(default_factory=RunConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
+    evaluation_datasets_cfg: dict[str, DatasetConfig] = Field(default_factory=dict)
+    """Data sets to answer; what such a section does not say, the one under datasets says."""
 
     aliases: ClassVar = also(run="run_cfg")
-    uncompared: ClassVar[Set[str]] = {"inference"}
+    uncompared: ClassVar[Set[str]] = {"inference", "evaluation_datasets_cfg"}
     """Sections that may differ when a run goes on."""
 
 

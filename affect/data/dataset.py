@@ -117,14 +117,13 @@ def open_dataset(
 
     Raises ValueError for a bad table or split.
     """
-    layout = LAYOUTS[config.face_or_frame]
     manifest = read_manifest(name, config, split)
     return ClipDataset(
         name=dataset_name(name),
         clips=manifest.clips,
         config=config,
         store=FeatureStore(Path(config.preextracted_root), dataset_name(name)) if store is None else store,
-        specs={stream: config.spec(stream, model.feature_dim(stream)) for stream in layout.needed},
+        specs={stream: config.spec(stream, model.feature_dim(stream)) for stream in config.layout.needed},
         choices=choices(name, config),
         lacking=manifest.lacking,
     )

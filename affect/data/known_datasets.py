@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # so that scoring reads no configuration
-    from affect.data.config import DatasetConfig, FeatureConfig
+    from affect.data.config import DatasetConfig
 
 POSITIVE, NEGATIVE, NEUTRAL = "positive", "negative", "neutral"
 """Words for a valence above, below and of exactly 0."""
@@ -78,6 +78,12 @@ class KnownDataset:
     """Name in the tables of MER-UniBench; none: it is not scored there."""
     test_clips: int = 0
     """Clips of the published test set."""
+
+    @property
+    def files(self) -> set[str]:
+        """Names of the files that its splits are read from."""
+        parts = [(split.labels, split.valences, split.descriptions, split.names) for split in self.splits.values()]
+        return {column.file for columns in parts for column in columns if column}
 
     @property
     def task(self) -> Task:
@@ -220,7 +226,12 @@ def choices(name: str, config: DatasetConfig) -> Choices:
     )
 
 
-def media_roots(name: str, config: FeatureConfig) -> MediaRoots:
+def dataset_folder(known: KnownDataset, config: DatasetConfig) -> Path:
+    """Return the folder of a known data set: that of the files of labels that its section names, or below data_root."""
+    return Path(config.ann_paths[0]).parent if config.ann_paths else Path(config.data_root) / known.folder
+
+
+def media_roots(name: str, config: DatasetConfig) -> MediaRoots:
     """Return where the raw clips of a data set are: as its section says, or else where its publishers put them.
 
     Sound and face crops are taken from the published folders only where these are there.
@@ -229,7 +240,7 @@ def media_roots(name: str, config: FeatureConfig) -> MediaRoots:
         Path(root) if root else None for root in (config.video_root, config.audio_root, config.face_root)
     )
     if known := known_dataset(name):
-        base = Path(config.data_root) / known.folder
+        base = dataset_folder(known, config)
         sound, crops = base / known.audio, base / known.faces
         video = video or base / known.video
         audio = audio or (sound if sound.is_dir() else None)

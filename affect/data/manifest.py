@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from affect.core.schema import Clip, check_name
 from affect.data.config import DatasetConfig
-from affect.data.known_datasets import KNOWN_DATASETS, Column, KnownDataset, dataset_name, known_dataset
+from affect.data.known_datasets import (
+    KNOWN_DATASETS,
+    Column,
+    KnownDataset,
+    dataset_folder,
+    dataset_name,
+    known_dataset,
+)
 from affect.data.npz_corpus import read_corpus
 
 if TYPE_CHECKING:
@@ -112,6 +119,9 @@ def read_manifest(dataset: str, config: DatasetConfig, split: str | None = None)
     split, or lack what they should have, or have a clip twice or with a name that is none.
     """
     known = known_dataset(dataset)
+    if config.ann_paths and config.csv_path is None:
+        _check_label_files(dataset, config, known)
+        config = config if known else config.model_copy(update={"csv_path": config.ann_paths[0]})
     if config.csv_path is not None:
         return _read_table_of_clips(dataset, config, split)
     if known is None:
@@ -125,7 +135,21 @@ def read_manifest(dataset: str, config: DatasetConfig, split: str | None = None)
                 f"datasets.{dataset}.{key}: says how to read a table of one's own, but csv_path names none; "
                 "give csv_path, or leave the key out"
             )
-    return _read_known(dataset, known, Path(config.data_root), split)
+    return _read_known(dataset, known, dataset_folder(known, config), split)
+
+
+def _check_label_files(dataset: str, config: DatasetConfig, known: KnownDataset | None) -> None:
+    """Raise ValueError where ann_paths are not files of a known data set, or one table of another."""
+    folders, names = {Path(path).parent for path in config.ann_paths}, {Path(path).name for path in config.ann_paths}
+    if known and not (names <= known.files and len(folders) == 1):
+        raise ValueError(
+            f"datasets.{dataset}.ann_paths: expected published files ({', '.join(sorted(known.files))}) in one folder, "
+            f"found {', '.join(config.ann_paths)}; a table of your own goes into csv_path"
+        )
+    if not known and len(config.ann_paths) > 1:
+        raise ValueError(
+            f"datasets.{dataset}.ann_paths: expected one table of clips, found {len(config.ann_paths)} files; join them"
+        )
 
 
 def _read_table_of_clips(dataset: str, config: DatasetConfig, split: str | None) -> Manifest:
@@ -167,10 +191,10 @@ def _rows_of_split(table: pd.DataFrame, config: DatasetConfig, split: str) -> pd
     return rows
 
 
-def _read_known(dataset: str, known: KnownDataset, data_root: Path, split: str | None) -> Manifest:
+def _read_known(dataset: str, known: KnownDataset, folder: Path, split: str | None) -> Manifest:
     if split not in known.splits:
         raise ValueError(f"data set {dataset} has no split {split!r}: expected one of {', '.join(known.splits)}")
-    parts, folder = known.splits[split], data_root / known.folder
+    parts = known.splits[split]
     path = folder / parts.clips.file
     columns = {"labels": parts.labels, "valence": parts.valences, "description": parts.descriptions}
     values = {what: _read_column(dataset, folder, column) for what, column in columns.items() if column}

@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from affect.core.layouts import LAYOUTS
 from affect.core.schema import Batch
 from affect.data.collate import Collator
 from affect.data.config import Config, RunConfig
@@ -139,14 +138,14 @@ def open_task(
             fill_sentences(config, split)
     accelerator.wait_for_everyone()
     stores: Mapping[str, Features] = {}
-    if not all(d.use_preextracted_features for d in config.datasets.values()):
+    if any(section.live(skip_encoders=False) for section in config.datasets.values()):
         stores, config = open_stores(config, str(accelerator.device))
     samples, *held_out = [open_samples(config, split, stores, accelerator.is_main_process) for split in splits]
     accelerator.wait_for_everyone()
     for part in held_out:
         warn_of_common_clips(samples, part)
     set_seed(config.run.seed)
-    layouts = [LAYOUTS[dataset.config.face_or_frame] for dataset in samples.datasets]
+    layouts = [dataset.config.layout for dataset in samples.datasets]
     dtype = PRECISION[accelerator.mixed_precision]
     model = build_affectgpt(config.model, layouts, dtype, config.run.gradient_checkpointing)
     samples.check_prompts(model.collator())

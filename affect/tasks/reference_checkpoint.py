@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from affect.core.files import atomic_write
-from affect.core.layouts import LAYOUTS, Layout
+from affect.core.layouts import Layout
 from affect.core.schema import Modality
 from affect.data.config import Config, ModelConfig, read_config, save_config
 from affect.engine.checkpoint import TrainState, list_checkpoints, read_state, save_checkpoint
@@ -70,7 +70,7 @@ def from_reference(source: Path, run_folder: Path, config: Config) -> tuple[Path
     adapter = adapter_from_reference(state)
     try:
         config = as_trained(config, state)
-        layouts = [LAYOUTS[section.face_or_frame] for section in config.datasets.values()]
+        layouts = [section.layout for section in config.datasets.values()]
         shapes = fusion_shapes(config.model, layouts, _llm_dim(state))
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
@@ -149,7 +149,8 @@ def as_trained(config: Config, state: dict[str, Tensor]) -> Config:
     fixed = {"fuse_au": False, "standardize_features": False, "normalize_tokens": False, "ckpt": None}
     fixed["lora_r"] = ranks.pop()
     # behind an encoder the reference scores a lone picture, read from disk it does not
-    on_the_fly = not all(section.use_preextracted_features for section in config.datasets.values())
+    video = {Modality.FRAME, Modality.FACE}
+    on_the_fly = any(video & {*section.live(skip_encoders=False)} for section in config.datasets.values())
     told = {"score_single_picture": on_the_fly}
     for kind in ("video", "audio", "au"):
         by_queries, by_score = f"{kind}_query_tokens" in state, f"{kind}_attention_mlp.weight" in state
@@ -161,8 +162,7 @@ def as_trained(config: Config, state: dict[str, Tensor]) -> Config:
 def video_steps(config: Config) -> int:
     """Return how many video steps the pre-fusion reads of a clip."""
     for section in config.datasets.values():
-        fused = LAYOUTS[section.face_or_frame].fused
-        if Modality.FRAME in fused and section.frame_sampling != "emotion_peak":
+        if Modality.FRAME in section.layout.fused and section.frame_sampling != "emotion_peak":
             return section.frame_n_frms
     return FACES
 

@@ -14,7 +14,7 @@ from affect.answer.answerer import Answerer, check_features
 from affect.answer.setup import check_layout, inference_device, load_model
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Modality
-from affect.data.config import InferenceConfig
+from affect.data.config import DatasetConfig, InferenceConfig
 from affect.data.dataset import open_dataset
 from affect.features.store import FeatureError, FeatureStore
 from affect.models.affectgpt import build_affectgpt
@@ -137,9 +137,9 @@ def test_a_stream_that_no_clip_has_is_refused_and_one_that_some_lack_is_not(data
 
 def test_a_layout_that_a_model_does_not_know_is_refused(tiny_world):
     tiny_world.datasets["toy"].face_or_frame = "audio_text"
-    check_layout(tiny_world, Path("c"), "textonly")
+    check_layout(tiny_world, Path("c"), DatasetConfig(face_or_frame="textonly"))
     with pytest.raises(ValueError, match=r"trained on \(audio_text\), found face_text"):
-        check_layout(tiny_world, Path("c"), "face_text")
+        check_layout(tiny_world, Path("c"), DatasetConfig(face_or_frame="face_text"))
 
 
 def test_four_bits_without_a_gpu_to_answer_on_are_refused(tiny_world, tmp_path):

@@ -96,3 +96,13 @@ def test_a_known_data_set_needs_no_section(trained):
     assert section.preextracted_root == "features"  # beside that of the trained data set, not below it
     with pytest.raises(ValueError, match="--dataset nope: expected one of mercaptionplus, or a known data set"):
         answered_datasets(Config(), trained, "nope")
+
+
+def test_data_sets_to_evaluate_count_before_those_of_training(trained):
+    content = {
+        "datasets": {"own": {"csv_path": "a.csv", "video_root": "raw"}},
+        "evaluation_datasets_cfg": {"own": {"eval_file_path": "b/label.npz", "audio_root": "sound"}},
+    }
+    ((name, section),) = answered_datasets(parse_config(content, "x"), trained).items()
+    assert (name, section.ann_paths, section.csv_path) == ("own", ["b/label.npz"], "a.csv")
+    assert (section.video_root, section.audio_root, section.acoustic_encoder) == ("raw", "sound", "WAVLM_LARGE")

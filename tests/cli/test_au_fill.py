@@ -58,7 +58,8 @@ def test_the_agent_describes_what_has_no_sentence_and_makes_its_features(world, 
 
 
 def test_sentences_alone_are_made_where_they_are_encoded_when_asked_for(world):
-    assert fill_sentences(world, "test", realtime_au=True) == 2
+    world.datasets["toy"].use_preextracted_au = False
+    assert fill_sentences(world, "test") == 2
     assert sentences_of(world)["c11"] == 8
     assert stored(world) == []
 

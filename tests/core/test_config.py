@@ -24,7 +24,9 @@ class Whole(Section):
     flat_options: ClassVar = True
 
 
-@pytest.mark.parametrize(("text", "found"), [("- a", "found list"), ("", "found NoneType"), ("a: [", "cannot be read")])
+@pytest.mark.parametrize(
+    ("text", "found"), [("- a", "found list"), ("# all out", "found an empty file"), ("a: [", "cannot be read")]
+)
 def test_files_that_hold_no_settings_are_refused(tmp_path, text, found):
     path = tmp_path / "x.yaml"
     path.write_text(text)

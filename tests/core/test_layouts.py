@@ -30,6 +30,16 @@ def test_layouts_show_the_reference_s_placeholders_in_its_order(reference):
         assert layout.subtitle == ("{SUBTITLE}" in template), name
 
 
+def test_every_layout_of_the_successor_is_known_with_its_streams(shared):
+    """Its prompts show action units as text, where ours has tokens or text."""
+    for name, prompts in json.loads((shared / "goldens/prompts/nonverbal.json").read_text()).items():
+        layout = LAYOUTS[name]
+        shown = ((Modality.MULTI,) if layout.fused else ()) + layout.branches
+        words = {**PLACEHOLDERS, Modality.AU: "{NONVERBAL}"}
+        assert re.findall(r"<\w+Here>|{NONVERBAL}", prompts["with"]) == [words[stream] for stream in shown], name
+        assert layout.subtitle == ("{SUBTITLE}" in prompts["with"]), name
+
+
 def test_special_tokens_keep_the_ids_of_released_checkpoints(shared):
     known = json.loads((shared / "goldens/e2e/meta.json").read_text())["attention_face"]["tokens"]
     added = sorted((index, token) for token, index in known.items() if token.endswith("Here>"))

@@ -95,7 +95,7 @@ def test_users_files_load_with_the_meaning_they_have_there(shared, caplog):
     assert (peak.model.skip_encoders, peak.model.image_fusion_type) == (False, "mean")
 
     live = load_config(folder / "inference_frame_preextracted_au_realtime.yaml").inference
-    assert (live.use_au_clip_realtime, live.use_preextracted_features) == (True, True)
+    assert (live.use_preextracted_au, live.use_preextracted_features) == (False, True)
     assert live.mer_factory_output == "/home/project/MER-Factory/output"
 
 
@@ -107,6 +107,59 @@ def test_inference_keys_override_the_data_sets(tmp_path):
     assert section.frame_n_frms == 4
     assert section.face_or_frame == config.datasets["a"].face_or_frame
     assert section.spec(Modality.FRAME, 768).folder == "frame_CLIP_VIT_LARGE_4frms"
+
+
+def test_users_files_of_the_text_mode_and_of_evaluation_load(shared):
+    folder = shared / "goldens/user_configs"
+    config = load_config(folder / "nonverbal_face_frame_au.yaml")
+    training = config.datasets["mercaptionplus"]
+    assert (training.captioned, training.nonverbal_json.rpartition("/")[2]) == (True, "MER_UniBench_grained.json")
+    assert training.layout.needed == (Modality.FACE, Modality.AUDIO, Modality.FRAME)  # no encoder reads the AUs
+    assert training.live(config.model.skip_encoders) == []
+    answering = config.inference.override(training)
+    assert answering.live(config.model.skip_encoders) == [Modality.FACE, Modality.AUDIO, Modality.FRAME]
+
+    config = load_config(folder / "eval_mer2023_frame_preextract.yaml")
+    section = config.datasets["mer2023"]
+    assert section.face_or_frame == config.inference.face_or_frame == "multiface_audio_face_frame_au_text"
+    assert section.live(config.model.skip_encoders) == [Modality.AU]
+    (labels,) = section.ann_paths
+    assert labels.endswith("mer2023-dataset-process/label-6way.npz")
+    assert config.evaluation_datasets_cfg["mer2023"].ann_paths == [labels]
+
+
+STORED = {f"use_preextracted_{stream}": True for stream in ("frame", "face", "audio")}
+
+
+@pytest.mark.parametrize(
+    ("before", "said", "live"),
+    [
+        ({}, {}, ""),
+        ({}, {"use_preextracted_au": False}, "au"),
+        ({}, {"use_au_clip_realtime": True}, "au"),
+        ({"use_preextracted_au": False}, {"use_au_clip_realtime": False}, ""),
+        ({}, {"use_preextracted_features": False}, "face audio frame"),
+        (STORED, {"use_preextracted_features": False}, "face audio frame"),
+        (STORED, {"use_preextracted_features": False, "use_preextracted_audio": True}, "face frame"),
+        (STORED, {"use_preextracted_face": False, "use_preextracted_frame": True}, "face"),
+        ({"use_preextracted_audio": False}, {"frame_n_frms": 4}, "audio"),
+        (STORED, {"use_preextracted_face": False}, "face frame"),  # as such files mean it, see the next line
+        (STORED, {"use_preextracted_face": False, "frame_sampling": "emotion_peak"}, "face"),
+        ({"frame_sampling": "emotion_peak"}, {"use_preextracted_audio": False}, "audio"),
+    ],
+)
+def test_inference_says_anew_which_streams_are_stored(before, said, live):
+    config = parse_config({"datasets": {"a": before}, "inference": said}, "x")
+    assert config.inference.override(config.datasets["a"]).live(skip_encoders=False) == live.split()
+
+
+def test_two_spellings_of_one_switch_must_agree():
+    section = {"use_au_clip_realtime": True, "use_preextracted_au": False}
+    assert parse_config({"datasets": {"a": section}}, "x").datasets["a"].use_preextracted_au is False
+    with pytest.raises(ConfigError, match=r"found both datasets\.a\.use_au_clip_realtime and datasets\.a\.use_pre"):
+        parse_config({"datasets": {"a": {**section, "use_preextracted_au": True}}}, "x")
+    with pytest.raises(ConfigError, match=r"x: inference\.use_au_clip_realtime: expected True or False, found 'often'"):
+        parse_config({"inference": {"use_au_clip_realtime": "often"}}, "x")
 
 
 def test_every_shipped_configuration_loads():

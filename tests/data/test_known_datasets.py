@@ -272,6 +272,27 @@ def test_raw_clips_are_where_their_publishers_put_them(tmp_path):
     assert media_roots("mine", config).video is None
 
 
+@pytest.mark.parametrize("given", ["file", ["file"]])
+def test_files_of_labels_say_where_a_known_data_set_is(tmp_path, given):
+    WRITERS["mer2023"](tmp_path / "elsewhere")
+    folder = (tmp_path / "elsewhere/mer2023-dataset-process").rename(tmp_path / "renamed")
+    file = str(folder / "label-6way.npz")
+    content = {"ann_paths": file if given == "file" else [file]}
+    config = parse_config({"datasets": {"mer2023": content}}, "x").datasets["mer2023"]
+    assert [clip.subtitle for clip in read_clips("mer2023", config, "test")] == ["m3 says"]
+    assert media_roots("mer2023", config).video == folder / "video"
+
+
+def test_a_table_of_ones_own_may_be_among_ann_paths(tmp_path):
+    write_table(tmp_path / "mine.csv", name=["a", "b"])
+    path = str(tmp_path / "mine.csv")
+    assert len(read_clips("mine", DatasetConfig(ann_paths=[path]))) == 2
+    with pytest.raises(ValueError, match=r"datasets\.mine\.ann_paths: expected one table of clips, found 2 files"):
+        read_clips("mine", DatasetConfig(ann_paths=[path, path]))
+    with pytest.raises(ValueError, match=r"expected published files \(label-6way\.npz\)"):
+        read_clips("mer2023", DatasetConfig(ann_paths=[path]), "test")
+
+
 def test_yaml_of_users_needs_no_table(shared, tmp_path):
     """The users' own YAML names no table: the data set's name says where it is."""
     WRITERS["mercaptionplus"](tmp_path / "data")

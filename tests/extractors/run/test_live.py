@@ -85,9 +85,11 @@ def extract(section, model, raw, pool) -> FeatureStore:
 
 @pytest.mark.parametrize("sampling", ["uniform", "emotion_peak"])
 def test_features_made_on_the_fly_are_those_that_the_store_has(tmp_path, raw, pool, encoders, sampling):
-    section, model = settings(tmp_path, raw, encoders, frame_sampling=sampling, frame_n_frms=5)
+    section, model = settings(
+        tmp_path, raw, encoders, frame_sampling=sampling, frame_n_frms=5, use_preextracted_au=False
+    )
     stored = extract(section, model, raw, pool)
-    features = open_store("toy", section, model, realtime_au=True)
+    features = open_store("toy", section, model)
     assert set(features.specs) == set(STREAMS)
     for name in NAMES:
         for spec in features.specs.values():
@@ -199,8 +201,9 @@ def test_peaks_come_from_the_au_json(tmp_path, raw):
 
 def test_sentences_that_are_missing_are_one_sentence(tmp_path, raw):
     write_au_json(AuAnalysis(), au_json_path(tmp_path / "au", "toy", "a"))
-    section, model = settings(tmp_path, raw, embedded(), mer_factory_output=str(tmp_path / "au"))
-    features = open_store("toy", section, model, realtime_au=True)
+    au = {"mer_factory_output": str(tmp_path / "au"), "use_preextracted_au": False}
+    section, model = settings(tmp_path, raw, embedded(), **au)
+    features = open_store("toy", section, model)
     spec = features.specs[Modality.AU]
     assert features.missing(spec, NAMES) == ["b", "c"]
     with pytest.raises(FeatureError, match="expected sentences in summary_description"):
@@ -219,13 +222,24 @@ def test_the_store_counts_where_encoders_are_skipped_or_features_are_there(tmp_p
     section.use_preextracted_features, model.skip_encoders = True, False
     assert isinstance(open_store("toy", section, model), FeatureStore)
     assert "skip_encoders" not in caplog.text
-    assert set(open_store("toy", section, model, realtime_au=True).specs) == {Modality.AU}
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_each_stream_is_stored_or_encoded_by_itself(tmp_path, raw, stream):
+    own = {"use_preextracted_features": True, f"use_preextracted_{stream}": False}
+    section, model = settings(tmp_path, raw, embedded(), **own)
+    model.skip_encoders = True  # is about use_preextracted_features alone
+    setattr(section, f"use_preextracted_{stream}", False)
+    assert set(open_store("toy", section, model).specs) == {stream}
+    model.skip_encoders = section.use_preextracted_features = False
+    setattr(section, f"use_preextracted_{stream}", True)
+    assert set(open_store("toy", section, model).specs) == {*STREAMS} - {Modality.AU, stream}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mer_factory_output": None}, "use_au_clip_realtime: expected mer_factory_output"),
+        ({"mer_factory_output": None}, "use_au_clip_realtime .*: expected mer_factory_output"),
         ({"video_root": None}, "expected video_root, a folder to encode frame from, found nothing"),
         ({"audio_root": "nowhere", "video_root": "nowhere"}, "found nowhere"),
         ({"frame_n_frms": 8, "visual_encoder": "HASHED"}, "HASHED"),
@@ -234,7 +248,7 @@ def test_the_store_counts_where_encoders_are_skipped_or_features_are_there(tmp_p
 def test_what_cannot_be_encoded_is_said_before_the_first_clip(tmp_path, raw, change, message):
     section, model = settings(tmp_path, raw, embedded())
     with pytest.raises(ValueError, match=message):
-        open_store("toy", section.model_copy(update=change), model, realtime_au=True)
+        open_store("toy", section.model_copy(update={"use_preextracted_au": False, **change}), model)
 
 
 def test_an_encoder_of_another_width_is_named(tmp_path, raw):
