@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
+os.environ.pop("AFFECT_MEDIAPIPE_PYTHON", None)  # no test may depend on what finds faces on this machine
 
 import pytest
 import torch
@@ -28,6 +30,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder 'shared' with real data is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def mediapipe(monkeypatch) -> None:
+    """The environment of mediapipe that `make mediapipe` puts beside this one."""
+    python = Path(f"{sys.prefix}-mediapipe/bin/python")
+    if not python.is_file():
+        pytest.skip(f"{python} is not there: make mediapipe")
+    monkeypatch.setenv("AFFECT_MEDIAPIPE_PYTHON", str(python))
 
 
 @pytest.fixture(scope="session")

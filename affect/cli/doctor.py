@@ -19,7 +19,6 @@ from pathlib import Path
 
 EXTRAS = {
     "bnb": "language models in 4 bits (model.load_in_4bit)",
-    "mediapipe": "action units without OpenFace, and its face finder",
     "onnx": "affect export onnx",
     "pyfeat": "action units by py-feat",
     "ray": "extraction on a cluster (--engine ray)",
@@ -108,11 +107,18 @@ def device() -> Iterator[Finding]:
 
 
 def tools() -> Iterator[Finding]:
-    """Yield where OpenFace is, and how much room the working folder has."""
+    """Yield where OpenFace and mediapipe are, and how much room the working folder has."""
+    from affect.faces.mediapipe_pipe import has_mediapipe, mediapipe_version
+
     named = os.environ.get("OPENFACE_EXECUTABLE")
     binary = shutil.which(named or "FeatureExtraction")
     advice = "set OPENFACE_EXECUTABLE to its FeatureExtraction, or bring its tables, or use --au_backend mediapipe"
     yield Finding("OpenFace", binary or f"not found{f' as {named}' if named else ''}", "" if binary else advice)
+    try:
+        yield Finding("mediapipe", f"{mediapipe_version()}: action units without OpenFace, and its face finder")
+    except ModuleNotFoundError as error:
+        found, _, advice = str(error).partition(": ")
+        yield Finding("mediapipe", found.removeprefix("mediapipe "), advice, needed=has_mediapipe())
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     yield Finding("disk", f"{free:.0f} GiB free in {Path.cwd()}", "make room" if free < 1 else "")
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")

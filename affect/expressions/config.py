@@ -197,7 +197,7 @@ class PredictConfig(Section):
     flip: bool = False
     """Mean of the probabilities of an image and its mirror image."""
     face_finder: str = "auto"
-    """opencv, mediapipe, or auto: the better one that is installed."""
+    """opencv, mediapipe, or auto: mediapipe where there is an environment of it."""
     faces: Literal["find", "whole"] = "find"
     """whole: the image is one face, cut out already."""
     align: bool | None = None

@@ -7,7 +7,6 @@ track has no face: an empty array, never a guess.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import numpy as np
 
 from affect.core.errors import MediaError
 from affect.core.schema import check_name
+from affect.faces.mediapipe_pipe import ask_mediapipe, has_mediapipe, mediapipe_version
 
 CROP_SIZE = 224
 MARGIN = 1.1  # side of the crop over the side of the box, which ends at brows and chin
@@ -163,13 +163,6 @@ class MediapipeFinder:
 
     name = "mediapipe"
 
-    def __init__(self) -> None:
-        import mediapipe
-
-        self._detector = mediapipe.solutions.face_detection.FaceDetection(
-            model_selection=1, min_detection_confidence=0.5
-        )
-
     def boxes(self, frames: np.ndarray) -> list[list[Box]]:
         """Return the boxes of each RGB frame in uint8 [T, H, W, 3]."""
         return [self._boxes(frame) for frame in frames]
@@ -180,36 +173,25 @@ class MediapipeFinder:
 
     def _boxes(self, frame: np.ndarray) -> list[Box]:
         height, width = frame.shape[:2]
-        found = self._detector.process(np.ascontiguousarray(frame)).detections or []
-        relative = [detection.location_data.relative_bounding_box for detection in found]
         return [
-            Box(
-                x=(r.xmin + r.width / 2) * width,
-                y=(r.ymin + r.height / 2) * height,
-                side=max(r.width * width, r.height * height),
-                score=detection.score[0],
-            )
-            for detection, r in zip(found, relative, strict=True)
+            Box((left + w / 2) * width, (top + h / 2) * height, max(w * width, h * height), score)
+            for left, top, w, h, score in ask_mediapipe("faces", frame)
         ]
 
 
 def face_finder_name(name: str = "auto") -> str:
-    """Return `opencv` or `mediapipe`; `auto` is mediapipe where that is installed.
+    """Return `opencv` or `mediapipe`; `auto` is mediapipe where there is an environment of it.
 
     Raises ValueError for another name, ModuleNotFoundError where mediapipe is asked for and absent.
     """
-    has_mediapipe = importlib.util.find_spec("mediapipe") is not None
     if name == "auto":
-        return "mediapipe" if has_mediapipe else "opencv"
+        name = "mediapipe" if has_mediapipe() else "opencv"
     if name not in FINDERS:
         raise ValueError(
             f"face finder {name!r} is not known: expected auto, {' or '.join(FINDERS)}; correct the setting"
         )
-    if name == "mediapipe" and not has_mediapipe:
-        raise ModuleNotFoundError(
-            "face finder 'mediapipe' is asked for, but that package is not installed: "
-            "install it with pip install 'affect[mediapipe]', or set the finder to opencv"
-        )
+    if name == "mediapipe":
+        mediapipe_version()
     return name
 
 

@@ -7,18 +7,16 @@ agrees with OpenFace, and on how little data that is known, is in docs/au_backen
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from affect.core.au_json import AuAnalysis
 from affect.core.errors import MediaError
+from affect.faces.mediapipe_pipe import ask_mediapipe, mediapipe_version
 from extractors.au.openface import analyse_table, frame_table
 from extractors.media.decode import all_frames
 
@@ -26,20 +24,10 @@ TOOL = "mediapipe face mesh (landmark geometry)"
 NUM_POINTS = 478
 
 LEAST_R = 0.5
-"""A unit is reported from this Pearson r with OpenFace on, also with the person held out that it is judged on."""
+"""A unit is reported from this Pearson r with OpenFace on, also with the person held out and on other clips."""
 
-REPORTED = {
-    "AU01": 0.79,
-    "AU06": 0.78,
-    "AU10": 0.82,
-    "AU12": 0.89,
-    "AU14": 0.69,
-    "AU17": 0.73,
-    "AU25": 0.87,
-    "AU26": 0.88,
-    "AU45": 0.81,
-}
-"""Action unit -> its r over the frames of 12 clips; the other units are measured for comparison only."""
+REPORTED = {"AU06": 0.78, "AU10": 0.81, "AU12": 0.89, "AU14": 0.69, "AU25": 0.87, "AU45": 0.81}
+"""Action unit -> its r, the smaller of two sets of clips; the other units are measured for comparison only."""
 
 REST_PERCENTILE = 25
 """A unit is at rest at this percentile of its movement over the clip: the quarter from which OpenFace's FaceAnalyser
@@ -201,39 +189,24 @@ def landmark_table(video: str | Path) -> pd.DataFrame:
     """Return one row for every frame of a video, in the form of `read_openface`, with every unit of `MOVEMENTS`.
 
     Frames are read one after the other, so that a long video needs no more memory than its landmarks.
-    Raises MediaError for a file without a frame that decodes, ModuleNotFoundError where the mesh is absent.
+    Raises MediaError for a file without a frame that decodes, and as `ask_mediapipe`.
     """
     timestamps, landmarks = [], []
-    with closing(_face_mesh()) as mesh:
-        for time, picture in all_frames(video):
-            timestamps.append(time)
-            landmarks.append(_find(mesh, picture))
+    for time, picture in all_frames(video):
+        timestamps.append(time)
+        landmarks.append(_find(picture, first=not landmarks))
     if not landmarks:
         raise MediaError(f"{video}: no frame of its video stream can be decoded; expected a video, so fetch it again")
     return table_of(np.stack(landmarks), np.array(timestamps))
 
 
-def _face_mesh() -> Any:
-    """Make MediaPipe's mesh anew: it follows a face from frame to frame, so no clip may see another's."""
-    import mediapipe
-
-    try:
-        return mediapipe.solutions.face_mesh.FaceMesh(max_num_faces=1, refine_landmarks=True)
-    except AttributeError:
-        raise ModuleNotFoundError(
-            f"mediapipe {mediapipe.__version__} came without its face mesh: expected 0.10.14 to 0.10.21; "
-            "pip install 'affect[mediapipe]'"
-        ) from None
-
-
-def _find(mesh: Any, picture: np.ndarray) -> np.ndarray:
+def _find(picture: np.ndarray, first: bool) -> np.ndarray:
     """Return the points [478, 3] of the face in an RGB picture [H, W, 3] in pixels; NaN where there is none."""
-    found = mesh.process(np.ascontiguousarray(picture)).multi_face_landmarks
+    found = ask_mediapipe("mesh", picture, first)
     if not found:
         return np.full((NUM_POINTS, 3), np.nan)
     height, width = picture.shape[:2]
-    # MediaPipe gives depth on the scale of x
-    return np.array([(point.x * width, point.y * height, point.z * width) for point in found[0].landmark])
+    return np.array(found) * (width, height, width)  # MediaPipe gives depth on the scale of x
 
 
 def analyse_landmarks(video: str | Path) -> AuAnalysis:
@@ -244,7 +217,7 @@ def analyse_landmarks(video: str | Path) -> AuAnalysis:
     table = landmark_table(video)
     hidden = [f"{unit}_r" for unit in MOVEMENTS if unit not in REPORTED]
     details = {
-        "tool_version": importlib.metadata.version("mediapipe"),
+        "tool_version": mediapipe_version(),
         "units": REPORTED,
         "units_rule": f"those whose Pearson r with OpenFace is at least {LEAST_R}, with that r (docs/au_backends.md)",
         "scale": "movement from rest in distances between the outer eye corners, times a constant a unit, 0..5",

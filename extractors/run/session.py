@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from affect.core.au_json import AuAnalysis, find_au_json
 from affect.core.schema import STORED_MODALITIES, Modality, check_name
+from affect.faces.mediapipe_pipe import mediapipe_version
 from affect.features.store import FeatureSpec, FeatureStore
 from extractors.au.templates import describe_clips
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:  # libraries of sound and pictures wait until a run needs them
 
 STAGES = ("au_json", "au_text", "features")
 TEMPLATES = "templates"
-AU_BACKENDS = {"openface": None, "mediapipe": "mediapipe", "pyfeat": "feat"}
-"""What measures action units, and the Python package that it needs."""
+AU_BACKENDS = ("openface", "mediapipe", "pyfeat")
+"""What measures action units."""
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".mpg", ".mpeg", ".webm", ".wmv", ".flv", ".m4v")
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".ogg")
 
@@ -259,9 +260,11 @@ def check_backend(name: str) -> None:
     """
     if name not in AU_BACKENDS:
         raise ValueError(f"AU backend {name!r} is not known: expected one of {', '.join(AU_BACKENDS)}; correct it")
-    if AU_BACKENDS[name] and importlib.util.find_spec(AU_BACKENDS[name]) is None:
+    if name == "mediapipe":
+        mediapipe_version()
+    if name == "pyfeat" and importlib.util.find_spec("feat") is None:
         raise ModuleNotFoundError(
-            f"AU backend {name!r} needs a package that is not installed: pip install 'affect[{name}]', or use openface"
+            "AU backend 'pyfeat' needs a package that is not installed: pip install 'affect[pyfeat]', or use openface"
         )
 
 

@@ -67,3 +67,11 @@ def test_openface_is_found_where_the_variable_names_it(monkeypatch, tmp_path, ca
     monkeypatch.setenv("OPENFACE_EXECUTABLE", str(binary))
     doctor.main([])
     assert any(line.split() == ["OpenFace", str(binary)] for line in lines(capsys))
+
+
+def test_mediapipe_is_wanted_only_where_it_is_named(monkeypatch, capsys):
+    assert doctor.main([]) == 0
+    assert any(line.split()[:3] == ["mediapipe", "is", "not"] for line in lines(capsys))
+    monkeypatch.setenv("AFFECT_MEDIAPIPE_PYTHON", "/nowhere/python")
+    assert doctor.main([]) == 1
+    assert any("/nowhere/python is no program  -> make an environment" in line for line in lines(capsys))

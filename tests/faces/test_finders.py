@@ -1,6 +1,5 @@
 """Finding one person's face over the frames of a clip, and never a face where there is none."""
 
-import importlib.util
 from pathlib import Path
 
 import cv2
@@ -233,15 +232,29 @@ def test_a_picture_of_any_shape_is_searched(shape):
     assert find_faces(np.full((2, *shape, 3), 90, np.uint8), build_face_finder("opencv")).frames == []
 
 
-def test_the_finder_is_chosen_by_name():
-    installed = importlib.util.find_spec("mediapipe") is not None
-    assert build_face_finder("opencv").name == "opencv"
-    assert build_face_finder().name == ("mediapipe" if installed else "opencv")
+def test_the_finder_is_chosen_by_name(monkeypatch):
+    assert build_face_finder("opencv").name == build_face_finder().name == "opencv"
     with pytest.raises(ValueError, match="'dlib' is not known: expected auto, opencv or mediapipe"):
         build_face_finder("dlib")
-    if not installed:
-        with pytest.raises(ModuleNotFoundError, match=r"affect\[mediapipe\]"):
-            build_face_finder("mediapipe")
+    with pytest.raises(ModuleNotFoundError, match="mediapipe is not installed: make an environment"):
+        build_face_finder("mediapipe")
+    monkeypatch.setenv("AFFECT_MEDIAPIPE_PYTHON", "/nowhere/python")
+    with pytest.raises(ModuleNotFoundError, match="/nowhere/python is no program"):
+        build_face_finder("auto")
+
+
+def test_mediapipe_finds_the_faces_that_openface_saw(shared, mediapipe):
+    finder = build_face_finder("auto")
+    assert finder.name == "mediapipe"
+    for name, seen in (("pyfeat_no_face.mp4", 0), ("pyfeat_face_noface.mov", 4), ("grid_bbaf2n.mpg", 8)):
+        video = read_video(shared / "data/video" / name)
+        frames = video.frames(uniform_indices(video.num_frames))
+        faces = find_faces(frames, finder)
+        assert faces.frames == list(range(seen))
+        (theirs,) = find_faces(frames[:1], build_face_finder("opencv")).boxes or [None]
+        for found in faces.boxes[:1]:
+            assert np.hypot(found.x - theirs.x, found.y - theirs.y) < 0.2 * theirs.side
+            assert found.side == pytest.approx(theirs.side, rel=0.3)
 
 
 def test_face_arrays_of_other_tools_are_found_in_both_places(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from extractors.run import session
 from extractors.run.clip import analyse_clip
 from extractors.run.session import ClipTask, Settings, check_backend, find_video, list_clips
 
@@ -20,11 +21,11 @@ def test_unknown_backend_names_the_known_ones():
         check_backend("dlib")
 
 
-@pytest.mark.parametrize("name", ["mediapipe", "pyfeat"])
-def test_absent_package_says_what_to_install(name, monkeypatch):
+@pytest.mark.parametrize(("name", "advice"), [("mediapipe", "pip install 'mediapipe"), ("pyfeat", r"affect\[pyfeat\]")])
+def test_absent_package_says_what_to_install(name, advice, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
     for ask in (lambda: check_backend(name), lambda: _measure(name)):
-        with pytest.raises(ModuleNotFoundError, match=rf"affect\[{name}\]"):
+        with pytest.raises(ModuleNotFoundError, match=advice):
             ask()
 
 
@@ -37,6 +38,7 @@ def test_openface_needs_no_package_and_measures_no_video(monkeypatch):
 
 def test_measure_asks_the_backend_of_that_name(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda module: object())
+    monkeypatch.setattr(session, "mediapipe_version", lambda: "0.10.21")
     for name, function in (("mediapipe", "landmarks.analyse_landmarks"), ("pyfeat", "pyfeat.analyse_pyfeat")):
         monkeypatch.setattr(f"extractors.au.{function}", lambda video, name=name: (name, video))
         assert _measure(name) == ((name, Path("a.mp4")), True)
