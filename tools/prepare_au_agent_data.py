@@ -33,7 +33,9 @@ from affect.core.conversation import COLUMNS, SYSTEM
 from affect.core.facial_words import WORDS
 from affect.core.facs import parse_au_description
 from affect.core.files import atomic_write, write_csv, write_json
-from affect.data.manifest import parse_labels, read_table
+from affect.core.reading import read_object
+from affect.data.manifest import parse_labels
+from affect.data.tables import read_table
 from affect.evaluate.vocabulary import FEELINGS
 from extractors.au.templates import INSTRUCTION, active_aus, frame_input
 
@@ -273,12 +275,7 @@ def _names_face(clause: str, word: str) -> bool:
 
 def describe_data(path: Path) -> None:
     """Name both sets in a dataset_info.json, beside what is in it; raises ValueError where that is no JSON object."""
-    try:
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        known = error
-    if not isinstance(known, dict):
-        raise ValueError(f"{path}: expected a JSON object with data sets, found something else; correct or remove it")
+    known = read_object(path, "a JSON object with data sets", "correct or remove it") if path.exists() else {}
     write_json(path, known | {name: {"file_name": f"{name}.jsonl", "columns": COLUMNS} for name in SETS})
 
 

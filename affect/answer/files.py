@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from affect.core.files import atomic_write
+from affect.core.reading import json_lines, read_object
 from affect.core.weights import weights_hash
 from affect.data.config import Config, DatasetConfig
 from affect.data.prompts import PromptBook
@@ -108,7 +109,7 @@ def put_answer(path: Path, answer: Answer) -> None:
     """Add an answer to a file of JSON lines in place of those that its clip had, whole or not at all."""
     kept = [line for line, record in _records(path) if record["name"] != answer.name] if path.is_file() else []
     with atomic_write(path) as handle:
-        handle.write("".join([*kept, _line(answer)]).encode())
+        handle.write(b"".join([*kept, _line(answer).encode()]))
 
 
 def read_answered(path: Path) -> dict[str, str]:
@@ -120,18 +121,10 @@ def _line(answer: Answer) -> str:
     return json.dumps(asdict(answer), ensure_ascii=False) + "\n"
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Yield the whole lines of a file of answers and what they hold."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
-        try:
-            record = json.loads(line)
-            _ = record["name"], record["answer"]
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(
-                f"{path}: line {number}: expected an answer as a JSON object, found something else; delete that line, "
-                "or give --overwrite to make all answers anew"
-            ) from None
-        yield line + "\n", record
+    advice = "delete that line, or give --overwrite to make all answers anew"
+    return json_lines(path, "name", "answer", advice=advice, whole=True)
 
 
 def npz_path(path: Path) -> Path:
@@ -152,12 +145,12 @@ def write_npz(path: Path) -> Path:
 
 def _require_same(path: Path, beside: Path, settings: dict[str, Any]) -> None:
     try:
-        found = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_object(beside)
+    except ValueError:
         found = {}
     if found == (expected := json.loads(json.dumps(settings))):
         return
-    differing = [key for key in expected if not isinstance(found, dict) or found.get(key) != expected[key]]
+    differing = [key for key in expected if found.get(key) != expected[key]]
     what = f"other settings ({', '.join(differing)})" if found else f"unknown settings (no {beside.name} beside it)"
     raise ValueError(
         f"{path}: expected answers of this run's settings, found answers made with {what}; give --overwrite to make "

@@ -182,7 +182,7 @@ def clip_names(args: argparse.Namespace) -> list[str]:
         if not names:
             raise ValueError(f"{root}: expected a folder with clips ({', '.join(suffixes)}), found none")
         return names
-    from affect.data.manifest import read_table
+    from affect.data.tables import read_table
 
     table = read_table(args.csv_path, args.csv_column, advice="see --csv_column")
     return list(dict.fromkeys(table[args.csv_column]))

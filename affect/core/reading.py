@@ -74,7 +74,7 @@ def reading(
         if not told.startswith(str(path)):
             told = f"{path}: expected {expected}, but it cannot be read ({reason_of(error)}); {advice}"
             if isinstance(error, FileNotFoundError):
-                told = f"{path}: expected {expected}, found no such file; {advice}"
+                told = f"{path}: no such file; expected {expected}; {advice}"
         elif isinstance(error, kind | OSError) and len(told) <= LONGEST:
             raise
         raise kind("\n".join(shortened(line) for line in told.splitlines()[:20])) from None
@@ -124,6 +124,33 @@ def read_object(
         if not isinstance(content, dict):
             raise ValueError(f"{path}: expected a JSON object, found {json_type(content)}; {advice}")
     return content
+
+
+def json_lines(
+    path: str | Path,
+    *keys: str,
+    advice: str = "correct it or make it anew",
+    kind: type[ValueError] = ValueError,
+    whole: bool = False,
+) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield each line of a file that is not empty and the JSON object in it, which must have some keys.
+
+    whole: a last line that does not end is left out; it is just being written, or was cut off. Raises `kind` naming
+    the line that is anything else.
+    """
+    expected = f"a JSON object with {', '.join(keys)}" if keys else "a JSON object"
+    with reading(path, "lines of JSON", advice, kind), Path(path).open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip() or (whole and not line.endswith(b"\n")):
+                continue
+            where = f"{path}: line {number}"
+            with reading(where, expected, advice, kind):
+                require_memory(8 * len(line), where)
+                entry = parse_json(line)
+                # clips are named by texts
+                if not isinstance(entry, dict) or not entry.keys() >= {*keys} or type(entry.get("name", "")) is not str:
+                    raise ValueError(f"{where}: expected {expected}, found something else; {advice}")
+            yield line, entry
 
 
 def json_type(value: Any) -> str:

@@ -22,6 +22,7 @@ from affect.data.known_datasets import (
     known_dataset,
 )
 from affect.data.npz_corpus import read_corpus
+from affect.data.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,51 +35,6 @@ UNSPLIT = ("train", "test")
 """Splits that a table without a split column counts as."""
 
 _BETWEEN = re.compile("['\",]")
-
-
-def read_table(
-    path: str | Path, *columns: str, advice: str = "name another table", expected: str = "a table with one row a clip"
-) -> pd.DataFrame:
-    """Return a table (CSV; tab-separated where it ends in `.tsv`; a workbook, `.xlsx`) as strings; empty cells are ''.
-
-    Raises ValueError when the file is missing, empty or no table, or lacks one of the columns: `expected` says what
-    should be there, `advice` what to do.
-    """
-    import pandas as pd  # slow to import, and only tables need it
-
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path}: no such file; expected {expected}")
-    given: dict[str, Any] = {"dtype": str, "keep_default_na": False}
-    try:
-        if path.suffix == ".xlsx":
-            table = pd.read_excel(path, **given)
-        else:
-            given["sep"] = "\t" if path.suffix == ".tsv" else ","
-            try:
-                table = _read_csv(path, encoding="utf-8-sig", **given)
-            except UnicodeDecodeError:  # some public tables hold Windows quotes
-                table = _read_csv(path, encoding="cp1252", **given)
-    except Exception as error:  # the reader of a broken workbook raises whatever its zip and XML parsers do
-        raise ValueError(f"{path}: expected a table with a header, found a file that is none ({error})") from None
-    table = table.rename(columns=lambda name: str(name).strip())
-    if missing := [column for column in columns if column not in table]:
-        raise ValueError(f"{path}: expected a column {missing[0]!r}, found {', '.join(table) or 'none'}; {advice}")
-    return table
-
-
-def _read_csv(path: Path, **given: Any) -> pd.DataFrame:
-    """Return a table whose rows may end in commas that the header lacks; pandas would take the names for an index."""
-    import pandas as pd
-
-    table = pd.read_csv(path, **given)
-    if isinstance(table.index, pd.RangeIndex):
-        return table
-    surplus = [f"surplus {level}" for level in range(table.index.nlevels)]
-    whole = pd.read_csv(path, header=0, names=[*table, *surplus], index_col=False, **given)
-    if whole[surplus].ne("").any(axis=None):
-        raise ValueError("rows have more cells than the header: put cells that hold commas in quotes")
-    return whole[list(table)]
 
 
 def require_once(names: Iterable[str], path: str | Path) -> None:

@@ -8,9 +8,11 @@ plain bytes of a checked type.
 
 from __future__ import annotations
 
+import io
+import math
 import pickle
+import pickletools
 import re
-import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +20,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-_BROKEN = (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError)
-_BROKEN += (NotImplementedError, OverflowError, RecursionError, MemoryError, RuntimeError, struct.error)
-"""What zip files, headers and pickles that are none, or are cut off, raise."""
+from affect.core.reading import reading, require_memory
+
 _NUMPY = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
 
 
@@ -29,18 +30,11 @@ def read_npz(path: str | Path) -> dict[str, Any]:
 
     Raises ValueError naming the file when there is none, or it is no .npz file, or it holds more than data.
     """
-    path, content = Path(path), {}
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected an .npz file of labels or answers")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as handle:
-                    content[member.removesuffix(".npy")] = _read_array(handle)
-    except _BROKEN as error:
-        reason = " ".join(str(error).split()) or "it is cut off"
-        raise ValueError(f"{path}: expected an .npz file of plain values, but {reason}; get it anew") from None
-    return content
+    expected = "an .npz file of plain values"
+    with reading(path, expected, "get it anew"), zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+        require_memory(8 * size, path)  # about what lists of them take
+        return {name.removesuffix(".npy"): _read_array(archive.read(name)) for name in archive.namelist()}
 
 
 def read_corpus(path: str | Path, key: str, corpora: Mapping[str, str]) -> dict[str, Any]:
@@ -49,26 +43,32 @@ def read_corpus(path: str | Path, key: str, corpora: Mapping[str, str]) -> dict[
     corpora: name of a corpus -> pattern of the clips that count. Raises ValueError when the file has none of them, or
     not that value of every clip.
     """
-    content = read_npz(path)
-    name = next((name for name in corpora if isinstance(content.get(name), dict)), None)
-    if name is None:
-        raise ValueError(
-            f"{path}: expected {' or '.join(corpora)} with {key!r} of every clip, found "
-            f"{', '.join(content) or 'nothing'}; name a file, or choose a split, that is there"
-        )
-    for clip, told in content[name].items():
-        if not isinstance(told, dict) or key not in told:
-            raise ValueError(f"{path}: {name}: expected {key!r} of every clip, {clip!r} has none")
-    return {str(clip): told[key] for clip, told in content[name].items() if re.fullmatch(corpora[name], str(clip))}
+    with reading(path, f"{key!r} of every clip", "get it anew"):
+        content = read_npz(path)
+        name = next((name for name in corpora if isinstance(content.get(name), dict)), None)
+        if name is None:
+            raise ValueError(
+                f"{path}: expected {' or '.join(corpora)} with {key!r} of every clip, found "
+                f"{', '.join(content) or 'nothing'}; name a file, or choose a split, that is there"
+            )
+        for clip, told in content[name].items():
+            if not isinstance(told, dict) or key not in told:
+                raise ValueError(f"{path}: {name}: expected {key!r} of every clip, {clip!r} has none")
+        return {str(clip): told[key] for clip, told in content[name].items() if re.fullmatch(corpora[name], str(clip))}
 
 
-def _read_array(handle: Any) -> Any:
-    version = np.lib.format.read_magic(handle)
+def _read_array(content: bytes) -> Any:
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(handle)
+    shape, fortran, dtype = read_header(stream)
+    rest = stream.read()
     if not dtype.hasobject:
-        return _values(shape, dtype, fortran, handle.read())
-    array = _DataUnpickler(handle).load()
+        return _values(shape, dtype, fortran, rest)
+    for code, number, _ in pickletools.genops(rest):  # which refuses lengths beyond the end
+        if code.name in ("PUT", "LONG_BINPUT") and number > len(rest):
+            raise pickle.UnpicklingError(f"it numbers {number} values")
+    array = _DataUnpickler(io.BytesIO(rest)).load()
     if not isinstance(array, _Array):
         raise pickle.UnpicklingError("it holds no array")
     return array if shape else array[0]
@@ -76,7 +76,14 @@ def _read_array(handle: Any) -> Any:
 
 def _values(shape: Sequence[int], dtype: np.dtype, fortran: bool, content: Any) -> Any:
     """Return the numbers or texts of an array as nested lists."""
+    _require_some(shape, content)
     return np.ndarray(tuple(shape), dtype, content, order="F" if fortran else "C").tolist()
+
+
+def _require_some(shape: Sequence[int], content: Any) -> None:
+    """Raise ValueError for a shape of many empty texts or lists, which no content backs."""
+    if math.prod(max(length, 1) for length in shape) > max(len(content), 1):
+        raise ValueError(f"an array of shape {tuple(shape)} has {len(content)} bytes or values")
 
 
 class _Type:
@@ -98,6 +105,7 @@ class _Array(list):
     def __setstate__(self, state: Sequence[Any]) -> None:
         _, shape, kind, fortran, content = state
         if kind.dtype.hasobject:
+            _require_some(shape, content)
             objects = np.empty(len(content), dtype=object)
             for place, value in enumerate(content):
                 objects[place] = value

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
+from pydantic import TypeAdapter
 
 from affect.core.layouts import LAYOUTS
+from affect.core.reading import parse_json, parse_yaml, reading
 from affect.core.schema import PLACEHOLDERS, SPECIAL_TOKENS, Clip, Modality
 from affect.data.known_datasets import NEGATIVE, NEUTRAL, NO_CHOICES, POSITIVE, Choices
 
@@ -100,6 +100,9 @@ class PromptBook:
         return _fill(self.questions[kind]["answer"], filled) + self.answer_end
 
 
+_BOOK = TypeAdapter(PromptBook)
+
+
 def sentiment_word(valence: float) -> str:
     """Return negative, neutral or positive: only a valence of exactly 0 is neutral."""
     return NEUTRAL if valence == 0 else POSITIVE if valence > 0 else NEGATIVE
@@ -130,15 +133,10 @@ def load_prompts(path: str | Path | None = None) -> PromptBook:
     Raises ValueError naming the file when a part is missing.
     """
     path = Path(path) if path else DEFAULT_PROMPTS
-    try:
+    with reading(path, "prompt wording as in affect/data/prompts.yaml"):
         text = path.read_text(encoding="utf-8")
-        book = PromptBook(**(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)))
+        book = _BOOK.validate_python(parse_json(text) if path.suffix == ".json" else parse_yaml(text, path))
         for kind, texts in book.questions.items():
-            if not isinstance(texts, dict) or not {"question", "answer"} <= texts.keys():
-                raise TypeError(f"questions.{kind}: expected question and answer")
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; expected prompt wording as in affect/data/prompts.yaml") from None
-    except (TypeError, yaml.YAMLError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).replace("PromptBook.__init__()", "").split())
-        raise ValueError(f"{path}: expected prompt wording as in affect/data/prompts.yaml: {reason}") from None
+            if not texts.keys() >= {"question", "answer"}:
+                raise ValueError(f"{path}: questions.{kind}: expected question and answer")
     return book

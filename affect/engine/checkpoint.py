@@ -23,7 +23,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from affect.core.files import sync_folder
+from affect.core.reading import read_object, reading
 
 _NAME = re.compile(r"checkpoint_(\d{6})(_step_\d{9})?_loss_(-?\d+\.\d{3}|nan)")
 
@@ -52,6 +55,9 @@ class TrainState:
     """One entry an epoch: epoch, step, lr, train_loss and other means, validation scores (None: not a number)."""
     updates: int = 0
     """Updates of the moving average."""
+
+
+_STATE = TypeAdapter(TrainState)
 
 
 def save_checkpoint(
@@ -143,10 +149,9 @@ def _newest(run: Path) -> float:
 
 def read_state(checkpoint: Path) -> TrainState:
     """Return where the run was at a checkpoint (raises ValueError when state.json is not readable)."""
-    try:
-        content = json.loads((checkpoint / "state.json").read_text())
+    path, expected = checkpoint / "state.json", "epoch, step, loss and finished"
+    with reading(path, expected):
+        content = read_object(path, expected)
         if "best_loss" in content:  # its name where the loss was the only score
             content["best_score"] = content.pop("best_loss")
-        return TrainState(**content)
-    except (OSError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{checkpoint / 'state.json'}: expected epoch, step, loss and finished ({error})") from None
+        return _STATE.validate_python(content)

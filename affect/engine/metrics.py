@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from affect.core.reading import json_lines
 from affect.engine.checkpoint import TrainState
 from affect.engine.step import StepReport
 
@@ -66,9 +67,9 @@ def _end(path: Path, state: TrainState) -> int:
         for line in handle:
             try:
                 entry = json.loads(line)
-            except ValueError:
+                later = entry["epoch"] > state.epoch if "loss" not in entry else entry["step"] > state.step
+            except (ValueError, TypeError, LookupError, RecursionError):
                 break
-            later = entry["epoch"] > state.epoch if "loss" not in entry else entry["step"] > state.step
             if later or not line.endswith(b"\n"):
                 break
             end += len(line)
@@ -77,7 +78,7 @@ def _end(path: Path, state: TrainState) -> int:
 
 def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the lines of the steps and those of the epochs of a run."""
-    lines = [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+    lines = [line for _, line in json_lines(folder / FILE, "step", "epoch")]
     return [line for line in lines if "loss" in line], [line for line in lines if "loss" not in line]
 
 

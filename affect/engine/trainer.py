@@ -14,17 +14,17 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from affect.core.config import RunSettings, read_yaml
+from affect.core.reading import read_object, reading
+from affect.core.tensors import read_pickled, read_tensors
 from affect.engine.average import WeightAverage
 from affect.engine.sharding import like, load_whole_optimizer, prepare_sharding, whole, whole_optimizer
 from affect.engine.step import StepReport, training_step
@@ -129,34 +129,26 @@ class Trainer:
 
         The model has the weights that the checkpoint keeps already. Moments of another kind of optimizer are left out.
         """
-        there = read_yaml(checkpoint / "config.yaml")
+        there, expected = read_yaml(checkpoint / "config.yaml"), "the state of this run"
         path = checkpoint / "optimizer.pt"
-        try:
+        with reading(path, expected):
             if there.get("run", there).get("optimizer", "adamw") == self.task.run.optimizer:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-                load_whole_optimizer(self.optimizer, state["state"])
-            if self.average:
-                self.average.updates = updates
-            path = checkpoint / AVERAGED
-            if path.is_file():
-                there = load_file(path)
-                with torch.no_grad():
-                    for name, weight in trainable(self.task.model).items():
-                        weight.copy_(like(weight, there[name]))
-            path = checkpoint / "scaler.json"
-            if self.accelerator.scaler and path.is_file():  # a run may have begun without float16
-                self.accelerator.scaler.load_state_dict(json.loads(path.read_text()))
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, IndexError, ValueError) as error:
-            raise _unread(path, error) from None
-        except (UnpicklingError, SafetensorError) as error:
-            raise _unread(path, error) from None
+                load_whole_optimizer(self.optimizer, read_pickled(path, expected)["state"])
+        if self.average:
+            self.average.updates = updates
+        path = checkpoint / AVERAGED
+        if path.is_file():
+            with reading(path, expected), torch.no_grad():
+                trained = read_tensors(path, expected)
+                for name, weight in trainable(self.task.model).items():
+                    weight.copy_(like(weight, trained[name]))
+        path = checkpoint / "scaler.json"
+        if self.accelerator.scaler and path.is_file():  # a run may have begun without float16
+            with reading(path, expected):
+                self.accelerator.scaler.load_state_dict(read_object(path))
 
     def _kept(self) -> AbstractContextManager[None]:
         return self.average.in_place() if self.average else nullcontext()
-
-
-def _unread(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: expected the state of this run, but it cannot be read ({' '.join(str(error).split())})")
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from affect.data.manifest import read_table
+from affect.data.tables import read_table
 from affect.evaluate.answers import split_labels
 from affect.evaluate.errors import LabelError, require_names
 from affect.evaluate.tally import Score, Tally
@@ -105,11 +105,8 @@ def read_wheels(folder: str | Path) -> EmotionWheels:
 
 def _read(path: Path, columns: list[str]) -> list[tuple[str, ...]]:
     """Return the rows of a table as strings, empty cells as ''."""
-    expected = (
-        "the emotion wheel tables (format.csv, synonym.xlsx, wheel1.xlsx to wheel5.xlsx) in one folder, so name "
-        "that folder"
-    )
-    table = read_table(path, *columns, advice="get the table anew", expected=expected)
+    advice = "name the folder of all emotion wheel tables: format.csv, synonym.xlsx, wheel1.xlsx to wheel5.xlsx"
+    table = read_table(path, *columns, advice=advice)
     return list(table[columns].itertuples(index=False, name=None))
 
 

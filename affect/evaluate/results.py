@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from affect.core.files import atomic_write
+from affect.core.reading import json_lines, read_object, reading
 from affect.data.known_datasets import KNOWN_DATASETS
 from affect.data.manifest import require_once
 from affect.data.npz_corpus import read_npz
@@ -23,41 +24,9 @@ from affect.evaluate.vocabulary import Vocabulary
 _ANSWERS = re.compile(r"(?P<checkpoint>.+?)(?:-(?P<kind>description|ovlabel)\.(?:jsonl|npz)|\.npz)")
 
 
-def require_file(path: str | Path) -> Path:
-    """Return a path if there is a file (raises ValueError when there is none)."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file; expected labels or answers, so name one that is there")
-    return Path(path)
-
-
-def read_object(path: str | Path) -> dict[str, Any]:
-    """Return a JSON file that is one object (raises ValueError when it is anything else)."""
-    path = require_file(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, found text that is none ({error}); correct the file") from None
-    if not isinstance(content, dict):
-        kind = {list: "a list", str: "a text"}.get(type(content), "a single value")
-        raise ValueError(f"{path}: expected a JSON object of names and values, found {kind}; correct the file")
-    return content
-
-
 def read_records(path: str | Path, *keys: str) -> list[dict[str, Any]]:
     """Return the objects of a JSON lines file (raises ValueError naming the line that is none or lacks a key)."""
-    records = []
-    for number, line in enumerate(require_file(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or any(key not in record for key in keys):
-            expected = f"a JSON object with {', '.join(keys)}" if keys else "a JSON object"
-            raise ValueError(f"{path}: line {number}: expected {expected}, found something else; correct the file")
-        records.append(record)
-    return records
+    return [record for _, record in json_lines(path, *keys)]
 
 
 def read_answers(path: str | Path) -> dict[str, Any]:
@@ -74,15 +43,15 @@ def read_answers(path: str | Path) -> dict[str, Any]:
     if path.suffix != ".npz":
         content = read_object(path)
         return content["labels"] if isinstance(content.get("labels"), dict) else content
-    content = read_npz(path)
-    if isinstance(content.get("name2reason"), dict):
-        return content["name2reason"]
-    if {"filenames", "fileitems"} <= content.keys():
-        return dict(zip(content["filenames"], content["fileitems"], strict=True))
-    raise ValueError(
-        f"{path}: expected name2reason, or filenames and fileitems, found {', '.join(content) or 'nothing'}; "
-        "name a file of answers"
-    )
+    expected = "name2reason, or filenames and fileitems"
+    with reading(path, expected, "name a file of answers"):
+        content = read_npz(path)
+        if isinstance(content.get("name2reason"), dict):
+            return content["name2reason"]
+        if {"filenames", "fileitems"} <= content.keys():
+            return dict(zip(content["filenames"], content["fileitems"], strict=True))
+        found = ", ".join(content) or "nothing"
+        raise ValueError(f"{path}: expected {expected}, found {found}; name a file of answers")
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from affect.core.reading import read_object
 from affect.data.known_datasets import KNOWN_DATASETS, KnownDataset, Task
-from affect.data.manifest import read_table
 from affect.data.npz_corpus import read_corpus
+from affect.data.tables import read_table
 from affect.evaluate.answers import split_labels
 from affect.evaluate.errors import LabelError, clips_have
-from affect.evaluate.results import read_object, read_records
+from affect.evaluate.results import read_records
 
 BENCHMARK: dict[str, KnownDataset] = {known.benchmark: known for known in KNOWN_DATASETS.values() if known.benchmark}
 """Test sets of MER-UniBench by name, in the order of the published tables."""

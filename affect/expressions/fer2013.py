@@ -15,6 +15,7 @@ from rich import progress
 from rich.console import Console
 
 from affect.core.failures import Failure
+from affect.core.reading import reading
 from affect.expressions.config import ImagesConfig
 from affect.expressions.presets import PRESETS, ClassNames
 from affect.expressions.records import POOL, SPLITS, Records, one_hot
@@ -82,23 +83,21 @@ def read_fer2013(
 def _read_rows(path: Path) -> list[_Row]:
     console = Console(stderr=True)
     shown = {"description": f"reading {path.name}", "console": console, "transient": True}
-    try:
-        with progress.open(
-            path, "r", encoding="utf-8-sig", newline="", disable=not console.is_terminal, **shown
-        ) as file:
-            lines = csv.reader(file)
-            columns = [name.strip().casefold() for name in next(lines, [])]
-            if missing := [name for name in ("emotion", "pixels") if name not in columns]:
-                raise ValueError(
-                    f"{path}: expected the columns emotion, pixels and Usage of FER2013, found no {missing[0]} among "
-                    f"{', '.join(columns)[:80] or 'nothing'}; take fer2013.csv or icml_face_data.csv"
-                )
-            return [
-                _parse_row(number, dict(zip_longest(columns, line[: len(columns)], fillvalue="")), lines.line_num)
-                for number, line in enumerate(lines)
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: expected the FER2013 CSV file, but it cannot be read ({error})") from None
+    with (
+        reading(path, "the FER2013 CSV file"),
+        progress.open(path, "r", encoding="utf-8-sig", newline="", disable=not console.is_terminal, **shown) as file,
+    ):
+        lines = csv.reader(file)
+        columns = [name.strip().casefold() for name in next(lines, [])]
+        if missing := [name for name in ("emotion", "pixels") if name not in columns]:
+            raise ValueError(
+                f"{path}: expected the columns emotion, pixels and Usage of FER2013, found no {missing[0]} among "
+                f"{', '.join(columns)[:80] or 'nothing'}; take fer2013.csv or icml_face_data.csv"
+            )
+        return [
+            _parse_row(number, dict(zip_longest(columns, line[: len(columns)], fillvalue="")), lines.line_num)
+            for number, line in enumerate(lines)
+        ]
 
 
 def _parse_row(number: int, cells: dict[str, str], line: int) -> _Row:

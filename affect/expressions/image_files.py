@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from affect.core.failures import Failure
+from affect.core.reading import reading, require_within
 from affect.expressions.samples import InputSpec
 
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".gif"}
-MAX_PIXELS = 100_000_000
-"""Larger pictures are refused: unpacked they take more than 300 MB."""
 _BACKGROUND = 128  # gray under transparent pixels: no edge against most faces
 _LUMA = np.array([19595, 38470, 7471], np.uint32)  # ITU-R 601 in units of 2**-16; they sum to one, so gray stays gray
 
@@ -63,31 +62,14 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Gray, palette, CMYK and 1-bit pictures become RGB, 16-bit ones are scaled, transparent pixels lie over
     mid-gray; of several frames the first counts. Raises ImageError for a file that cannot be read, is cut
-    off, or has more than 100 million pixels.
+    off, or has too many pixels (affect.core.reading).
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of sizes that are refused below
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ImageError(
-                        f"{path}: the picture has {image.width} x {image.height} pixels, expected at most "
-                        f"{MAX_PIXELS // 1_000_000} million; make it smaller"
-                    )
-                image.load()
-                return _rgb(ImageOps.exif_transpose(image))
-    except ImageError:
-        raise
-    except FileNotFoundError:
-        raise ImageError(f"{path}: expected a picture, found no file; check the path") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{path}: expected a picture, found a file of no known format; convert or remove it") from None
-    except Image.DecompressionBombError:
-        raise ImageError(
-            f"{path}: the picture has far more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller"
-        ) from None
-    except Exception as error:  # on broken files Pillow's decoders raise nearly every kind there is
-        raise ImageError(f"{path}: the picture cannot be read ({error}); it may be cut off, copy it again") from None
+    with warnings.catch_warnings(), reading(path, "a picture", "it may be cut off, copy it again", ImageError):
+        warnings.simplefilter("ignore")  # Pillow warns of sizes that are refused here
+        with Image.open(path) as image:
+            require_within("picture_megapixels", image.width * image.height / 1e6, path)
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
 
 
 def to_input(image: np.ndarray, spec: InputSpec) -> Tensor:
@@ -126,10 +108,11 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 def _many_bits(image: Image.Image) -> np.ndarray:
     """Scale gray values of 16 bits, or floats of 0 to 1, to 8 bits (Pillow's own conversion cuts them off at 255)."""
-    values = np.asarray(image, np.float64)
+    values = np.array(image, np.float64)
     highest = values.max(initial=0)
     if highest > 255:
-        values = values / 257
+        values /= 257
     elif image.mode == "F" and highest <= 1:
-        values = values * 255
-    return np.repeat(np.clip(np.rint(values), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+        values *= 255
+    np.clip(np.rint(values, out=values), 0, 255, out=values)
+    return np.repeat(values.astype(np.uint8)[..., None], 3, axis=2)

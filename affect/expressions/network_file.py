@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from affect.core.files import atomic_write
+from affect.core.reading import reading
 from affect.expressions.config import ImageModelConfig
 from affect.expressions.samples import InputSpec
 
@@ -70,11 +72,9 @@ def find_model(path: str | Path) -> Path:
 
 def is_network(path: str | Path) -> bool:
     """Tell whether a safetensors file bears the mark of this format; an unreadable one does not."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
-    except (OSError, SafetensorError):
-        return False
+    with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("format") == FORMAT
+    return False
 
 
 def read_card(path: str | Path) -> ModelCard:
@@ -84,21 +84,11 @@ def read_card(path: str | Path) -> ModelCard:
 
 def read_network(path: str | Path, weights: bool = True) -> tuple[ModelCard, dict[str, Tensor]]:
     """Return card and weights, if wanted, of a file or run folder (raises ValueError as read_card does)."""
-    path = find_model(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise ValueError(
-                    f"{path}: expected a network of train.py's image track ({FORMAT}), found "
-                    f"{header.get('format', 'a safetensors file without that mark')}"
-                )
-            card = _CARD.validate_json(header["card"])
-            return card, {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{path}: expected a whole network in safetensors, found {path.stat().st_size} bytes that cannot be read "
-            f"({error}); it may be cut off: copy it again, or take the run's other file"
-        ) from None
-    except (KeyError, ValidationError) as error:
-        raise ValueError(f"{path}: expected a card of the network in its header ({error!r})") from None
+    path, advice = find_model(path), "it may be cut off: copy it again, or take the run's other file"
+    with reading(path, "a whole network in safetensors", advice), safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+        if header.get("format") != FORMAT:
+            found = header.get("format", "a safetensors file without that mark")
+            raise ValueError(f"{path}: expected a network of train.py's image track ({FORMAT}), found {found}")
+        card = _CARD.validate_json(header["card"])
+        return card, {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from affect.core.reading import reading
+
 EXPRESSIONS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 NO_EXPRESSION = ("unknown", "NF")
 """The last two columns: not to be told, and no face."""
@@ -37,11 +39,8 @@ def read_votes(path: str | Path) -> Votes:
     neither their lines nor the numbers in their names are rows of the FER2013 CSV file.
     """
     path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: expected the votes of FER+, but the file cannot be read ({error})") from None
+    with reading(path, "the votes of FER+"), path.open(newline="", encoding="utf-8-sig") as file:
+        lines = list(csv.reader(file))
     found = [column.strip().casefold() for column in lines[0]] if lines else []
     if found != [column.casefold() for column in _COLUMNS]:
         raise ValueError(

@@ -18,8 +18,10 @@ import cv2
 import numpy as np
 
 from affect.core.errors import MediaError
+from affect.core.reading import reading
 from affect.core.schema import check_name
 from affect.faces.mediapipe_pipe import ask_mediapipe, has_mediapipe, mediapipe_version
+from affect.features.arrays import parse_npy, read_bytes
 
 CROP_SIZE = 224
 MARGIN = 1.1  # side of the crop over the side of the box, which ends at brows and chin
@@ -234,13 +236,9 @@ def load_face_array(face_root: str | Path, name: str) -> np.ndarray:
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise MediaError(f"clip {name!r} has no face array: expected {places[0]} or {places[1]}; check the face root")
-    try:
-        with path.open("rb") as handle:
-            faces = np.lib.format.read_array(handle)  # no pickles, no archives
-    except (OSError, ValueError, EOFError) as error:
-        raise MediaError(
-            f"{path}: expected uint8 faces [T, H, W, 3], but it cannot be read ({error}); make it anew"
-        ) from None
+    expected = "uint8 faces [T, H, W, 3]"
+    with reading(path, expected, "make it anew", MediaError):
+        faces = parse_npy(read_bytes(path), str(path))
     if faces.dtype != np.uint8 or faces.ndim != 4 or faces.shape[3] != 3 or 0 in faces.shape[1:]:
         found = f"{faces.dtype} {list(faces.shape)}"
         raise MediaError(f"{path}: expected uint8 faces [T, H, W, 3], found {found}; make it anew")

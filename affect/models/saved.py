@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from affect.core.tensors import read_tensors
 from affect.models.affectgpt import AffectGPT
 
 
@@ -27,7 +27,7 @@ def load_weights(checkpoint: Path, model: AffectGPT) -> None:
 
     Raises ValueError naming the first weights that do not fit.
     """
-    fusion = _read_weights(checkpoint / "fusion.safetensors")
+    fusion = read_tensors(checkpoint / "fusion.safetensors", "weights of a checkpoint")
     _require_same(fusion, model.fusion_state(), checkpoint / "fusion.safetensors")
     load_adapter(checkpoint / "adapter", model.llm)
     model.load_state_dict(fusion, strict=False)
@@ -35,16 +35,9 @@ def load_weights(checkpoint: Path, model: AffectGPT) -> None:
 
 def load_adapter(folder: Path, llm: PeftModel) -> None:
     """Load an adapter into a language model with one of the same shape (raises ValueError where it does not fit)."""
-    adapter = _read_weights(folder / "adapter_model.safetensors")
+    adapter = read_tensors(folder / "adapter_model.safetensors", "weights of a checkpoint")
     _require_same(adapter, get_peft_model_state_dict(llm), folder)
     set_peft_model_state_dict(llm, adapter)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: expected weights of a checkpoint, but they cannot be read ({error})") from None
 
 
 def _require_same(found: dict[str, Tensor], expected: dict[str, Tensor], where: Path) -> None:

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from affect.core.causal_lm import pad_left
 from affect.core.conversation import COLUMNS, SYSTEM, question_ids
+from affect.core.reading import parse_json, read_object, reading, require_memory
 from affect.core.schema import Tensors
 from affect.tasks.au_agent_config import AgentConfig
 
@@ -100,20 +101,15 @@ def find_source(dataset_dir: str, name: str) -> Source:
     if Path(name).is_file():
         return Source(Path(name), COLUMNS)
     path = Path(dataset_dir) / "dataset_info.json"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+    expected = f"a JSON object that names data set {name!r}"
+    with reading(path, expected):
+        known = read_object(path, expected, "set dataset_dir, or make the data with tools/prepare_au_agent_data.py")
         entry = known.get(name)
-    except (OSError, ValueError, AttributeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(
-            f"{path}: expected a JSON object that names data set {name!r} ({reason}); set dataset_dir, or make the "
-            "data with tools/prepare_au_agent_data.py"
-        ) from None
-    if entry is None:
-        raise ValueError(f"{path}: data set {name!r} is not there, found {', '.join(known)}; correct dataset")
-    if not isinstance(entry, dict) or "file_name" not in entry or entry.get("formatting", "alpaca") != "alpaca":
-        raise ValueError(f"{path}: data set {name!r}: expected file_name and the alpaca form; make it a file of that")
-    return Source(path.parent / entry["file_name"], COLUMNS | entry.get("columns", {}))
+        if entry is None:
+            raise ValueError(f"{path}: data set {name!r} is not there, found {', '.join(known)}; correct dataset")
+        if not isinstance(entry, dict) or "file_name" not in entry or entry.get("formatting", "alpaca") != "alpaca":
+            raise ValueError(f"{path}: data set {name!r}: expected file_name and the alpaca form; make it one of that")
+        return Source(path.parent / entry["file_name"], COLUMNS | entry.get("columns", {}))
 
 
 def read_records(source: Source, system: str) -> list[Record]:
@@ -122,28 +118,25 @@ def read_records(source: Source, system: str) -> list[Record]:
     Raises ValueError naming the first wrong lines, or that there is nothing.
     """
     records, faults = [], []
-    for place, entry in _entries(source.path):
-        try:
-            records.append(_record(entry, source.columns, system))
-        except ValueError as error:
-            faults.append(f"{place}: {error}")
-    if faults:
-        more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
-        raise ValueError(f"{source.path}: {'; '.join(faults[:MOST_FAULTS])}{more}; correct or remove them")
-    if not records:
-        raise ValueError(f"{source.path}: expected records with {', '.join(source.columns.values())}, found none")
+    with reading(source.path, "instruction records"):
+        for place, entry in _entries(source.path):
+            try:
+                records.append(_record(entry, source.columns, system))
+            except ValueError as error:
+                faults.append(f"{place}: {error}")
+        if faults:
+            more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+            raise ValueError(f"{source.path}: {'; '.join(faults[:MOST_FAULTS])}{more}; correct or remove them")
+        if not records:
+            raise ValueError(f"{source.path}: expected records with {', '.join(source.columns.values())}, found none")
     return records
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield where a record is, and the record: a line of text, or an entry of one JSON list."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        whole = json.loads(text) if text.lstrip().startswith("[") else None
-    except OSError as error:
-        raise ValueError(f"{path}: expected instruction records, but {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON or JSON lines in UTF-8 ({error})") from None
+    require_memory(8 * path.stat().st_size, path)
+    text = path.read_text(encoding="utf-8-sig")
+    whole = parse_json(text) if text.lstrip().startswith("[") else None
     if whole is not None:
         yield from ((f"record {i}", entry) for i, entry in enumerate(whole, 1))
     else:
@@ -153,7 +146,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
 def _record(entry: Any, columns: Mapping[str, str], system: str) -> Record:
     if isinstance(entry, str):
         try:
-            entry = json.loads(entry)
+            entry = parse_json(entry)
         except ValueError as error:
             raise ValueError(f"broken JSON ({error})") from None
     if not isinstance(entry, dict):

@@ -11,7 +11,6 @@ A checkpoint holds network.safetensors and left_out.json beside the engine's own
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -32,6 +31,7 @@ from affect.core.config import ConfigError
 from affect.core.failures import write_failures
 from affect.core.files import write_json
 from affect.core.plots import draw_confusion, draw_lines
+from affect.core.reading import read_object
 from affect.data.sampling import StepBatches
 from affect.engine.curves import HD_EVERY, LONG_EPOCH
 from affect.engine.launch import agreed
@@ -266,10 +266,7 @@ def _left_out_before(config: FerConfig, checkpoint: Path | None) -> dict[str, li
     """Return what a run that goes on with the same images left out; None where there is none."""
     if checkpoint is None or load_fer_config(checkpoint / "config.yaml").images != config.images:
         return None
-    try:
-        return json.loads((checkpoint / LEFT_OUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{checkpoint / LEFT_OUT}: expected the images that the run leaves out ({error})") from None
+    return read_object(checkpoint / LEFT_OUT, "the images that the run leaves out", kind=ConfigError)
 
 
 def _left_out(config: FerConfig, sets: dict[str, ImageSet], folder: Path) -> dict[str, list[str]]:

@@ -12,16 +12,16 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from affect.core.files import atomic_write
 from affect.core.layouts import Layout
 from affect.core.schema import Modality
+from affect.core.tensors import read_pickled, read_tensors
 from affect.data.config import Config, ModelConfig, read_config, save_config
 from affect.engine.checkpoint import TrainState, list_checkpoints, read_state, save_checkpoint
 from affect.models.affectgpt import fusion_parts
@@ -106,8 +106,8 @@ def to_reference(folder: Path, target: Path) -> None:
     config = read_config(folder)
     kept = read_pth(folder / KEPT) if (folder / KEPT).is_file() else {}
     rest = kept.get("model", {})
-    fusion = load_file(folder / "fusion.safetensors")
-    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    fusion = read_tensors(folder / "fusion.safetensors", "weights of a checkpoint")
+    adapter = read_tensors(folder / "adapter" / "adapter_model.safetensors", "weights of a checkpoint")
     model = rest | fusion_to_reference(fusion, video_steps(config), rest.get(MULTI_POSITIONS))
     model |= adapter_to_reference(adapter)
     content = {"config": config.model_dump(mode="json"), "epoch": read_state(folder).epoch} | kept | {"model": model}
@@ -117,20 +117,7 @@ def to_reference(folder: Path, target: Path) -> None:
 
 def read_pth(path: Path) -> dict[str, Any]:
     """Return what a reference checkpoint holds; nothing in it is run (raises ValueError when it cannot be read so)."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"an object of {found[1]}" if found else "objects"
-        raise ValueError(
-            f"{path}: holds {what}, and reading it could run code from the file; expected tensors, numbers, text, "
-            "lists and dicts. Where it was written, load it and save what is needed: "
-            "torch.save({'model': checkpoint['model'], 'epoch': checkpoint['epoch']}, path)"
-        ) from None
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file or folder; expected a checkpoint") from None
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: expected a checkpoint, but it cannot be read ({error})") from None
+    content = read_pickled(path, "a checkpoint")
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise ValueError(f"{path}: expected a checkpoint with weights under 'model', as training writes it")
     return content

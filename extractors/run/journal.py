@@ -19,8 +19,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from pydantic import TypeAdapter
+
 from affect.core.failures import Failure, write_failures
 from affect.core.files import write_csv
+from affect.core.reading import json_lines, reading
 
 FOLDER, CLIP_TABLE, FAILURE_TABLE = "journal", "clips.csv", "failures.csv"
 LOCK = "tables.lock"
@@ -168,12 +171,12 @@ def write_tables(root: Path, states: dict[str, ClipRecord], writer: str) -> None
     write_failures(root / FAILURE_TABLE, (failure for failure, _ in failures), "clip", seconds, writer=writer)
 
 
+_RECORD = TypeAdapter(ClipRecord)
+
+
 def _records(path: Path) -> Iterator[ClipRecord]:
     """Yield the records of one log; a line that another process is just writing is left out."""
-    with path.open("rb") as lines:
-        for line in lines:
-            if line.endswith(b"\n"):
-                try:
-                    yield ClipRecord(**json.loads(line))
-                except (ValueError, TypeError) as error:
-                    raise ValueError(f"{path}: expected one JSON record a line ({error}); delete this file") from None
+    for _, entry in json_lines(path, "name", advice="delete this file", whole=True):
+        with reading(path, "one record of a clip a line", "delete this file"):
+            record = _RECORD.validate_python(entry)
+        yield record

@@ -51,7 +51,7 @@ def test_a_line_that_is_no_answer_is_named(path):
     write_answers(path, [answer("a")])
     with path.open("a") as handle:
         handle.write("no JSON\n")
-    with pytest.raises(ValueError, match="line 2: expected an answer as a JSON object"):
+    with pytest.raises(ValueError, match="line 2: expected a JSON object with name, answer"):
         resume_answers(path, SETTINGS)
 
 

@@ -33,7 +33,7 @@ def test_files_that_hold_no_settings_are_refused(tmp_path, text, found):
     with pytest.raises(ConfigError, match=found) as caught:
         read_yaml(path)
     assert str(caught.value).startswith(f"{path}: expected") and "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="found no such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         read_yaml(tmp_path / "gone.yaml")
 
 

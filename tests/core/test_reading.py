@@ -37,7 +37,7 @@ def test_sentences_of_our_own_are_kept_and_made_short():
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
-    with pytest.raises(_Own, match=r"gone: expected JSON, found no such file; look$"):
+    with pytest.raises(_Own, match=r"gone: no such file; expected JSON; look$"):
         read_object(tmp_path / "gone", advice="look", kind=_Own)
 
 

@@ -94,7 +94,7 @@ def test_first_frame_of_an_animation_counts(tmp_path):
 def test_cut_off_file_says_so(shared, tmp_path):
     whole = (shared / "data/images/pyfeat/single_face.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ImageError, match=r"cut\.jpg: the picture cannot be read .*copy it again"):
+    with pytest.raises(ImageError, match=r"cut\.jpg: expected a picture, but it cannot be read .*copy it again"):
         read_image(tmp_path / "cut.jpg")
 
 
@@ -116,16 +116,16 @@ def test_other_content_is_an_image_error(tmp_path, content):
 
 
 def test_missing_file_and_folder_are_image_errors(tmp_path):
-    with pytest.raises(ImageError, match="no file"):
+    with pytest.raises(ImageError, match="no such file"):
         read_image(tmp_path / "x.jpg")
     with pytest.raises(ImageError):
         read_image(tmp_path)
 
 
-@pytest.mark.parametrize("side", [10_001, 20_000])
-def test_huge_picture_is_refused_before_it_is_unpacked(tmp_path, side):
+@pytest.mark.parametrize(("side", "said"), [(7_072, "at most 50 million pixels"), (20_000, "decompression bomb")])
+def test_huge_picture_is_refused_before_it_is_unpacked(tmp_path, side, said):
     Image.new("1", (side, side)).save(tmp_path / "huge.png")
-    with pytest.raises(ImageError, match="100 million"):
+    with pytest.raises(ImageError, match=said):
         read_image(tmp_path / "huge.png")
 
 

@@ -18,7 +18,7 @@ from affect.expressions.models.published import (
     ir50_name,
     iresnet_name,
     poster_v2_name,
-    read_pickled,
+    read_weights,
     rename,
 )
 from affect.expressions.network_file import ModelCard, save_model
@@ -95,7 +95,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     path = tmp_path / "trap.pth"
     torch.save({"state_dict": {"a": torch.zeros(1)}, "trap": Trap()}, path)
     with pytest.raises(ConfigError, match="not read since it may run code"):
-        read_pickled(path)
+        read_weights(path)
 
 
 def test_every_published_name_has_a_place_or_is_known_to_be_unused(shared):

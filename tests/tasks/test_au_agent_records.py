@@ -78,7 +78,7 @@ def test_many_wrong_lines_are_counted(tmp_path):
 def test_empty_and_missing_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"r\.jsonl: expected records with instruction, .* found none"):
         read_records(Source(_write(tmp_path / "r.jsonl"), COLUMNS), SYSTEM)
-    with pytest.raises(ValueError, match=r"gone\.jsonl: expected instruction records, but No such file"):
+    with pytest.raises(ValueError, match=r"gone\.jsonl: no such file; expected instruction records"):
         read_records(Source(tmp_path / "gone.jsonl", COLUMNS), SYSTEM)
 
 
@@ -98,7 +98,9 @@ def test_data_set_is_a_registered_name_or_a_path(tmp_path):
 
 
 def test_data_set_that_is_not_registered_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"dataset_info\.json: expected a JSON object .*prepare_au_agent_data"):
+    with pytest.raises(
+        ValueError, match=r"dataset_info\.json: no such file; expected a JSON object .*prepare_au_agent_data"
+    ):
         find_source(str(tmp_path), "mine")
     (tmp_path / "dataset_info.json").write_text('{"one": {"hf_hub_url": "a/b"}, "two": {}}')
     with pytest.raises(ValueError, match="data set 'mine' is not there, found one, two; correct dataset"):

@@ -8,7 +8,6 @@ are read with weights_only, so that none can run code.
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from itertools import accumulate
@@ -16,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from affect.core.config import ConfigError
+from affect.core.reading import reading
+from affect.core.tensors import read_pickled, read_tensors
 from affect.expressions.config import ImageModelConfig
 from affect.expressions.models.base import ExpressionModel
 from affect.expressions.models.ir50 import UNITS, Ir50
-from affect.expressions.network_file import find_model, is_network, read_card
+from affect.expressions.network_file import find_model, is_network, read_network
 
 logger = logging.getLogger(__name__)
 
@@ -61,28 +60,16 @@ def load_weights(model: ExpressionModel, config: ImageModelConfig) -> None:
     if config.ir50_weights:
         poster = config.arch == "poster_v2"
         name_of, what = (ir50_name, "face.evoLVe's IR-50") if poster else (iresnet_name, "insightface's iresnet50")
-        weights = rename(read_pickled(Path(config.ir50_weights)), name_of)
+        weights = rename(read_weights(Path(config.ir50_weights)), name_of)
         fill(model.image_net, _of_used_layers(weights, model.image_net), config.ir50_weights, what)
     if config.face_weights:
-        weights = rename(read_pickled(Path(config.face_weights)), face_net_name)
+        weights = rename(read_weights(Path(config.face_weights)), face_net_name)
         fill(model.face_net, weights, config.face_weights, "MobileFaceNet")
 
 
-def read_pickled(path: Path) -> Weights:
+def read_weights(path: Path) -> Weights:
     """Return the tensors in a .pth or .tar file, out of any wrapper and without `module.` before their names."""
-    try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise ConfigError(
-            f"{path}: expected weights, found {f'an object of {found[1]}' if found else 'no file of torch.save'}, "
-            "which is not read since it may run code; save the state_dict alone"
-        ) from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        size = path.stat().st_size
-        raise ConfigError(f"{path}: {size} bytes that are no whole file of weights; copy it again ({reason})") from None
+    content = read_pickled(path, "weights", ConfigError, _HARMLESS)
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -127,22 +114,18 @@ def _whole_network(config: ImageModelConfig, model: ExpressionModel) -> tuple[Pa
     """Return the file of a whole network and its weights under the names here."""
     path = Path(config.weights or "")
     if not path.is_dir() and path.suffix != ".safetensors":
-        weights = read_pickled(path)
+        weights = read_weights(path)
         if config.arch == "poster_v2":
             return path, rename(weights, poster_v2_name)
         return path, _named_as_here(weights, model) if config.arch == "timm" else weights
-    try:
-        if config.arch == "timm" and path.is_file() and not is_network(path):  # as timm's hub has them
-            return path, _named_as_here(load_file(path), model)
+    if config.arch == "timm" and path.is_file() and not is_network(path):  # as timm's hub has them
+        return path, _named_as_here(read_tensors(path, "weights in safetensors", ConfigError), model)
+    with reading(path, "weights", kind=ConfigError):
         path = find_model(path)
-        found = read_card(path).model
-    except SafetensorError as error:
-        raise ConfigError(f"{path}: expected weights in safetensors, but they cannot be read ({error})") from None
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    if found.arch != config.arch:
-        raise ConfigError(f"{path}: expected weights of {config.arch}, as model.arch says, found {found.arch}")
-    return path, load_file(path)
+        card, weights = read_network(path)
+    if card.model.arch != config.arch:
+        raise ConfigError(f"{path}: expected weights of {config.arch}, as model.arch says, found {card.model.arch}")
+    return path, weights
 
 
 def _named_as_here(weights: Weights, model: ExpressionModel) -> Weights:
