@@ -13,6 +13,7 @@ import torch
 
 from affect.answer.answerer import Answerer
 from affect.answer.setup import inference_device
+from affect.core.device import model_precision
 from affect.data.config import Config
 from affect.data.dataset import ClipDataset, open_datasets
 from affect.models.affectgpt import AffectGPT, build_affectgpt
@@ -34,8 +35,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         device = inference_device(config.inference)
         layouts = [section.layout for section in config.datasets.values()]
         torch.manual_seed(0)
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        model = build_affectgpt(config.model, layouts, torch.bfloat16 if half else torch.float32).to(device).eval()
+        model = build_affectgpt(config.model, layouts, model_precision(device)).to(device).eval()
         (dataset,) = open_datasets(config, "test")
         _answer(model, config, dataset, args.batch_size, limit=args.batch_size)  # first calls choose kernels
         single, seconds, figures = _answer(model, config, dataset, 1)

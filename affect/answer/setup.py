@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from peft.tuners.lora import LoraLayer
 
-from affect.core.device import pick_device
+from affect.core.device import model_precision, pick_device
 from affect.data.config import Config, ConfigError, DatasetConfig, FeatureConfig, InferenceConfig, read_config
 from affect.data.known_datasets import KNOWN_DATASETS, dataset_name, known_dataset
 from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_state
@@ -165,10 +165,10 @@ def load_model(config: Config, checkpoint: Path) -> AffectGPT:
     if device.index is not None:
         torch.cuda.set_device(device)  # where weights in 4 bits are loaded to
     on_gpu = device.type == "cuda" or (config.inference.backend == "vllm" and torch.cuda.is_available())
-    half = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = model_precision("cuda" if on_gpu else "cpu")
     trained = [section.layout for section in config.datasets.values()]
-    model = build_affectgpt(config.model, trained, torch.bfloat16 if half else torch.float32)
-    exact = not half and not config.model.load_in_4bit
+    model = build_affectgpt(config.model, trained, dtype)
+    exact = dtype == torch.float32 and not config.model.load_in_4bit
     use_checkpoint(model, checkpoint, merge=exact and config.inference.backend == "hf")
     return model.to(device).eval()
 

@@ -98,20 +98,18 @@ def open_datasets(config: Config, sections: dict[str, DatasetConfig]) -> list[Cl
     """
     from affect.answer.answerer import check_features
     from affect.cli.au_fill import fill_sentences
-    from affect.cli.live import open_store, warn_of_other_faces
-    from affect.core.schema import Modality
+    from affect.cli.live import like_training, open_store, warn_of_other_features
     from affect.data.dataset import open_dataset
-    from extractors.run.live import LiveFeatures
 
     inference, model = config.inference, config.model
     fill_sentences(config.model_copy(update={"datasets": sections}), inference.split)
     datasets = []
     for name, section in sections.items():
         dataset = open_dataset(name, section, model, inference.split)
-        dataset.store = open_store(name, section, model, inference.device)
+        dataset.store = open_store(name, like_training(config, section), model, inference.device)
         check_features(dataset)
-        if isinstance(dataset.store, LiveFeatures) and Modality.FACE in dataset.store.specs:
-            warn_of_other_faces(config, dataset.store.faces_from)
+        found = {stream: dataset.store.provenance(spec) for stream, spec in dataset.specs.items()}
+        warn_of_other_features(config, found)
         datasets.append(dataset)
     return datasets
 

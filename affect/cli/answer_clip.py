@@ -16,9 +16,11 @@ if TYPE_CHECKING:  # --help opens at once
 
 _OWN = (
     *("au_root", "au_backend", "openface_root", "openface_executable", "openface_args"),
-    *("face_root", "face_finder", "allow_mismatch"),
+    *("face_root", "face_finder"),
 )
 """Flags that say how this clip is read, as they are named in the settings of extraction."""
+_OR_SECTION = ("sampling", "frame_geometry", "precision", "allow_mismatch")
+"""The same, where the configuration's data set says it unless they do."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +41,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     if args.video:
         check_installed(args)
         return
-    names = ["audio", "subtitle", "openface_csv", "sampling", *_OWN]
+    names = ["audio", "subtitle", "openface_csv", *_OWN, *_OR_SECTION]
     changed = [name for name in names if getattr(args, name) != parser.get_default(name)]
     if changed:
         flags = {"au_root": "mer-factory-output", "sampling": "frame_sampling"}
@@ -50,21 +52,21 @@ def answer_clip(args: argparse.Namespace, answerer: Answerer, section: DatasetCo
     """Extract one clip's features as a data set's would be, and answer."""
     from affect.answer.answerer import with_action_units
     from affect.cli.au_fill import sentence_maker
-    from affect.cli.live import extraction_settings, warn_of_other_faces
+    from affect.cli.live import extraction_settings, like_training, warn_of_other_features
     from extractors.run.clip import extract_clip
     from extractors.run.live import shared_encoder
     from extractors.run.session import Session
 
     settings = extraction_settings(
         "clip",
-        section,
+        like_training(answerer.config, section),
         streams=section.layout.needed,
-        sampling=args.sampling or section.frame_sampling,
         device=str(next(answerer.model.parameters()).device),
         **{name: getattr(args, name) for name in _OWN},
+        **{name: given for name in _OR_SECTION if (given := getattr(args, name))},
     )
     session = Session(settings, describe=sentence_maker(answerer.config.model), build=shared_encoder)
-    warn_of_other_faces(answerer.config, session.faces_from)
+    warn_of_other_features(answerer.config, {stream: session.provenance(stream) for stream in session.specs})
     result = extract_clip(session, args.video, args.audio, args.openface_csv)
     clip = Clip(name=args.video.stem, dataset="clip", subtitle=args.subtitle)
     (answer,) = answerer.answer([clip], [result.features], kind)

@@ -92,6 +92,8 @@ def device() -> Iterator[Finding]:
     yield Finding("processor", f"{cores} cores, {platform.machine()}")
     try:
         import torch
+
+        from affect.core.device import half_precision
     except (ImportError, OSError) as error:
         yield Finding("torch", f"cannot be imported ({error})", "install it anew", needed=True)
         return
@@ -102,7 +104,7 @@ def device() -> Iterator[Finding]:
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
         with torch.cuda.device(index):
-            half = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+            half = str(half_precision()).removeprefix("torch.")
         yield Finding(f"cuda:{index}", f"{card.name}, {card.total_memory / 2**30:.0f} GiB, {half}")
 
 

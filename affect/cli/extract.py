@@ -29,6 +29,8 @@ from affect.core.schema import STORED_MODALITIES, Modality, check_name
 from extractors.run.session import (
     AU_BACKENDS,
     AUDIO_SUFFIXES,
+    GEOMETRIES,
+    PRECISIONS,
     STAGES,
     TEMPLATES,
     VIDEO_SUFFIXES,
@@ -135,6 +137,8 @@ def add_clip_flags(parser: argparse.ArgumentParser) -> None:
     add("--face_root", type=Path, help="face arrays {name}.npy or {name}/{name}.npy; default: found in the videos")
     add("--face_finder", default="auto", choices=["auto", "opencv", "mediapipe"])
     add("--frame_sampling", dest="sampling", default="uniform", choices=["uniform", "headtail", "emotion_peak"])
+    add("--frame_geometry", choices=GEOMETRIES, help="of whole frames to 224 x 224, or what the encoder cuts of them")
+    add("--precision", choices=PRECISIONS, help="of encoders with weights; default: as a folder began, or the device's")
     add("--openface_root", type=Path, help="OpenFace tables {name}.csv; new ones are put there")
     executable = os.environ.get("OPENFACE_EXECUTABLE") or None
     add("--openface_executable", default=executable, help="FeatureExtraction binary; default: OPENFACE_EXECUTABLE")

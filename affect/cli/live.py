@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from affect.core.schema import Modality
 from affect.data.config import Config, ConfigError, DatasetConfig, FeatureConfig, ModelConfig
 from affect.data.known_datasets import dataset_name, media_roots
+from affect.features.provenance import said
 from affect.features.store import FeatureStore
 from extractors.run.live import LiveFeatures
 from extractors.run.session import Settings
 
 logger = logging.getLogger(__name__)
+
+_NOTICED = {
+    "faces_from": "crops and colours of the two differ",
+    "frame_geometry": "the encoder sees other parts of the frames",
+    "weights": "another encoder of the same name",
+    "precision": "numbers differ from the third digit on",
+    "device": "numbers may differ in their last digits",
+}
+"""What a sidecar says that the numbers depend on -> what it does to an answer that it is another."""
 
 
 def extraction_settings(dataset: str, section: FeatureConfig, **more: Any) -> Settings:
@@ -28,6 +38,8 @@ def extraction_settings(dataset: str, section: FeatureConfig, **more: Any) -> Se
         "acoustic_encoder": section.acoustic_encoder,
         "au_encoder": section.au_encoder,
         "sampling": section.frame_sampling,
+        "precision": section.encoder_precision,
+        "frame_geometry": section.frame_geometry,
         "frame_count": section.frame_n_frms,
         "clips_per_video": section.clips_per_video,
     }
@@ -98,25 +110,36 @@ def loader_settings(config: Config, stores: Iterable[Any], device: str) -> Confi
     return config.model_copy(update={"run": config.run.model_copy(update={"num_workers": 0})})
 
 
-def warn_of_other_faces(trained: Config, found: str) -> None:
-    """Say so where faces come from elsewhere than those that a model was trained on, in the words of sidecars.
+def like_training(trained: Config, section: DatasetConfig) -> DatasetConfig:
+    """Return a section whose frames, where it does not say, are squashed or cropped as those of a model's training.
 
     trained: the model's configuration, whose features may be on this machine.
     """
+    found = (said(sidecar, "frame_geometry") for _, sidecar in _trained_on(trained, Modality.FRAME))
+    return section.model_copy(update={"frame_geometry": section.frame_geometry or next(found, None)})
+
+
+def warn_of_other_features(trained: Config, found: Mapping[Modality, Mapping[str, Any] | None]) -> None:
+    """Say so where features, stream -> sidecar, are made otherwise than those that a model was trained on.
+
+    trained: as in `like_training`.
+    """
+    for stream, sidecar in found.items():
+        for name, expected in _trained_on(trained, stream):
+            for key, consequence in _NOTICED.items():
+                here, there = (said(each, key) for each in (sidecar or {}, expected))
+                if here != there and None not in (here, there):
+                    told = f"{stream}: {key} is {here!r} here, but {there!r} in the features of {name} that the model"
+                    logger.warning("%s was trained on: %s", told, consequence)
+
+
+def _trained_on(trained: Config, stream: Modality) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield data set and sidecar of the features of a stream that a model was trained on, those that are here."""
     for name, section in trained.datasets.items():
-        if Modality.FACE not in section.layout.needed:
-            continue
-        store = FeatureStore(Path(section.preextracted_root), dataset_name(name))
-        spec = section.spec(Modality.FACE, trained.model.preextracted_visual_dim)
-        expected = (store.provenance(spec) or {}).get("faces_from", found)
-        if expected != found:
-            logger.warning(
-                "faces come from %s here, but from %s in the features of %s that the model was trained on: crops and "
-                "colours of the two differ",
-                found,
-                expected,
-                name,
-            )
+        if stream in section.layout.needed:
+            store = FeatureStore(Path(section.preextracted_root), dataset_name(name))
+            if sidecar := store.provenance(section.spec(stream, 1)):
+                yield name, sidecar
 
 
 def _roots(name: str, section: DatasetConfig, streams: Sequence[Modality]) -> dict[str, Path | None]:

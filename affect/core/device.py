@@ -30,6 +30,17 @@ def pick_device(name: str, key: str = "run.device") -> torch.device:
     return torch.device("cuda" if gpus and match[1] != "cpu" else "cpu")
 
 
+def half_precision() -> torch.dtype:
+    """Return what this process's GPU computes half as wide in: bfloat16, or float16 where it would emulate that."""
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def model_precision(device: str | torch.device) -> torch.dtype:
+    """Return what a language model answers in on a device: bfloat16 on a GPU that has it, else float32."""
+    on_gpu = torch.device(device).type == "cuda"
+    return torch.bfloat16 if on_gpu and half_precision() == torch.bfloat16 else torch.float32
+
+
 def keep_freed_memory() -> None:
     """Let this process keep the memory of freed arrays for the next ones.
 

@@ -134,10 +134,15 @@ class FeatureConfig(Section):
 
     frame_n_frms: int = Field(8, gt=0)
     frame_sampling: Sampling = "uniform"
+    frame_geometry: Literal["squash", "crop"] | None = None
+    """What an encoder saw: whole frames brought to 224 x 224, or what its own preprocessing leaves of them; not given,
+    stored features are taken as they are."""
     preextracted_root: str = "./preextracted_features"
     visual_encoder: str = "CLIP_VIT_LARGE"
     acoustic_encoder: str = "HUBERT_LARGE"
     au_encoder: str = "CLIP_VITB32"
+    encoder_precision: Literal["float32", "bfloat16", "float16"] | None = None
+    """Numbers that encoders compute in on the fly; not given, what the device is quickest in."""
     clips_per_video: int = Field(8, gt=0)
     mer_factory_output: str | None = None
     """Root of the AU JSON files: {root}/{Dataset}/{name}/{name}_au_analysis.json."""
@@ -172,7 +177,9 @@ class FeatureConfig(Section):
             return FeatureSpec(modality, self.au_encoder, dim)
         if modality in (Modality.FACE, Modality.IMAGE):
             return FeatureSpec(modality, self.visual_encoder, dim)
-        return FeatureSpec(modality, self.visual_encoder, dim, self.frame_n_frms, self.frame_sampling)
+        return FeatureSpec(
+            modality, self.visual_encoder, dim, self.frame_n_frms, self.frame_sampling, self.frame_geometry
+        )
 
 
 class DatasetConfig(FeatureConfig):

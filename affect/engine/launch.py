@@ -21,7 +21,7 @@ from accelerate.tracking import filter_trackers
 from accelerate.utils import broadcast_object_list
 
 from affect.core.config import RunSettings, flat
-from affect.core.device import pick_device
+from affect.core.device import half_precision, pick_device
 from affect.engine.sharding import sharding_plugin
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def start_accelerator(run: RunSettings) -> Accelerator:
     sharded = run.fsdp and processes > 1 and on_gpu
     if run.fsdp and not sharded:
         logger.info("run.fsdp divides weights over several GPUs; with %s it does nothing", "one" if on_gpu else "none")
-    half = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    half = "bf16" if on_gpu and half_precision() == torch.bfloat16 else "fp16"
     return Accelerator(
         cpu=not on_gpu,
         mixed_precision=half if on_gpu and run.amp else "no",

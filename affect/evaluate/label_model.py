@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from affect.core.causal_lm import answers, load_causal_lm, load_tokenizer
 from affect.core.conversation import question_ids
+from affect.core.device import model_precision
 from affect.evaluate.answers import clean_model_answer
 from affect.evaluate.errors import NothingToScoreError
 
@@ -72,9 +71,8 @@ class LabelModel:
 
     def __init__(self, model: str | Path, device: str = "cpu", batch_size: int = 8, max_new_tokens: int = 512) -> None:
         self.name, self.batch_size = f"language model {model}", batch_size
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         self._tokenizer = load_tokenizer(model, "label model")
-        network = load_causal_lm(model, dtype, self._tokenizer, role="label model")
+        network = load_causal_lm(model, model_precision(device), self._tokenizer, role="label model")
         network.generation_config.max_new_tokens = max_new_tokens
         self._network = network.to(device).eval()
 

@@ -11,28 +11,35 @@ from affect.features.arrays import FeatureError
 
 SIDECAR = "provenance.json"
 
+_MAY_MOVE = {"versions", "device"}
+"""Under a long extraction libraries move, and what is left goes to another machine; what was computed may not."""
+_UNSAID = {"frame_geometry": "crop"}
+"""What holds where a sidecar is older than a key."""
+
 
 def read_sidecar(path: Path) -> dict[str, Any]:
     """Return what a sidecar says (raises FeatureError where it is no JSON object)."""
     return read_object(path, "JSON that says how the features were made", "extract them anew", FeatureError)
 
 
+def said(sidecar: dict[str, Any], key: str) -> Any:
+    """Return what a sidecar says of a key, or what holds where it is older than the key."""
+    return sidecar.get(key, _UNSAID.get(key))
+
+
 def check_as_packed(path: Path, found: dict[str, Any], packed: dict[str, Any]) -> None:
     """Raise FeatureError where a sidecar is not what it was when features of its folder were packed."""
     if key := first_difference(found, packed):
         raise FeatureError(
-            f"{path}: {key} is {found.get(key)!r}, but features of this folder were packed when it was "
+            f"{path}: {key} is {said(found, key)!r}, but features of this folder were packed when it was "
             f"{packed[key]!r}; bring that sidecar back, or keep the two kinds under different --save_root"
         )
 
 
 def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
-    """Return the first key on which a sidecar disagrees with what is expected, or None.
-
-    Library versions may move under a long extraction, and models between machines; what was computed may not.
-    """
-    for key in sorted(expected.keys() - {"versions"}):
-        values = [encoder_identity(str(v)) if key == "encoder" else v for v in (found.get(key), expected[key])]
+    """Return the first key on which a sidecar disagrees with what is expected, or None."""
+    for key in sorted(expected.keys() - _MAY_MOVE):
+        values = [encoder_identity(str(v)) if key == "encoder" else v for v in (said(found, key), expected[key])]
         if values[0] != values[1]:
             return key
     return None

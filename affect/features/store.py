@@ -27,7 +27,7 @@ from affect.core.files import atomic_write
 from affect.core.schema import Modality, check_name
 from affect.features.arrays import FeatureError, check_finite, check_rows, check_unit_rows, read_array
 from affect.features.packed import PACKED, Packed
-from affect.features.provenance import SIDECAR, check_as_packed, encoder_identity, first_difference, read_sidecar
+from affect.features.provenance import SIDECAR, check_as_packed, encoder_identity, first_difference, read_sidecar, said
 
 EXTRACT_COMMAND = "python tools/extract_features.py --dataset {dataset} --modality {modality} --save_root {root} …"
 
@@ -43,6 +43,8 @@ class FeatureSpec:
     """Frames or sound clips per video (the number in the folder's name)."""
     sampling: str = "uniform"
     """uniform, headtail or emotion_peak; only frames know it, faces and AU are always sampled as named here."""
+    geometry: str | None = field(default=None, compare=False)
+    """squash or crop, where a run says which of the two frames must be; it is in no folder's name."""
 
     @property
     def folder(self) -> str:
@@ -173,7 +175,7 @@ class FeatureStore:
         found = self._sidecar(spec.folder)
         if found is not None and (key := first_difference(found, json.loads(json.dumps(content)))):
             raise FeatureError(
-                f"{path}: {key} is {found.get(key)!r}, but this run would write {content[key]!r}; "
+                f"{path}: {key} is {said(found, key)!r}, but this run would write {content[key]!r}; "
                 "use another --save_root, or delete the folder (if it is packed, unpack it first) to make it anew"
             )
         if not there:
@@ -220,10 +222,10 @@ class FeatureStore:
         if found is None:
             warnings.warn(f"{path.parent} has no {SIDECAR}: features of unknown origin are used", stacklevel=4)
         else:
-            expected = {key: value for key, value in _identity(spec).items() if key in found}
+            expected = {key: value for key, value in _identity(spec).items() if said(found, key) is not None}
             if key := first_difference(found, expected):
                 raise FeatureError(
-                    f"{path}: {key} is {found[key]!r}, but the run expects {expected[key]!r}; "
+                    f"{path}: {key} is {said(found, key)!r}, but the run expects {expected[key]!r}; "
                     "change the config or extract these features anew"
                 )
         self._checked[folder] = spec
@@ -233,4 +235,6 @@ def _identity(spec: FeatureSpec) -> dict[str, Any]:
     """What must agree between a feature folder and the run that reads it."""
     encoder = encoder_identity(spec.encoder)
     identity = {"modality": str(spec.modality), "encoder": encoder, "dim": spec.dim, "count": spec.count}
-    return {**identity, "sampling": spec.sampling} if spec.modality == Modality.FRAME else identity
+    if spec.modality == Modality.FRAME:
+        identity |= {"sampling": spec.sampling} | ({"frame_geometry": spec.geometry} if spec.geometry else {})
+    return identity

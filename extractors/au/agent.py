@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from affect.core.au_json import AuAnalysis
 from affect.core.causal_lm import answers, find_weights, load_causal_lm, load_tokenizer
 from affect.core.conversation import SYSTEM, exchange, question_ids
+from affect.core.device import model_precision
 from affect.core.vllm_engine import VllmEngine, import_vllm
 from extractors.au import templates
 from extractors.au.templates import ActiveAus, Clips, frame_prompt
@@ -86,7 +85,7 @@ class Agent(ABC):
 
 
 class AuAgent(Agent):
-    """An `Agent` that runs in this process through transformers: bfloat16 on a GPU, float32 elsewhere."""
+    """An `Agent` that runs in this process through transformers: bfloat16 on a GPU that has it, else float32."""
 
     def __init__(
         self,
@@ -101,8 +100,7 @@ class AuAgent(Agent):
             raise ValueError(f"AU agent: batch_size is {batch_size}, expected at least 1; change the settings")
         super().__init__(model, adapter, max_new_tokens, do_sample)
         self.batch_size = batch_size
-        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-        network = load_causal_lm(model, dtype, self.tokenizer, adapter, _ROLE, own_sampling=do_sample)
+        network = load_causal_lm(model, model_precision(device), self.tokenizer, adapter, _ROLE, own_sampling=do_sample)
         network.generation_config.update(max_new_tokens=max_new_tokens, do_sample=do_sample)
         self.model = network.to(device).eval()
 

@@ -53,13 +53,20 @@ class Encoder(Protocol):
         """Return float32 [T, dim] for each prepared item, [0, dim] for an empty one."""
 
 
-def build_encoder(modality: Modality | str, name: str, device: str = "cpu", weights: str | None = None) -> Encoder:
+def build_encoder(
+    modality: Modality | str,
+    name: str,
+    device: str = "cpu",
+    precision: str | None = None,
+    weights: str | None = None,
+) -> Encoder:
     """Return the encoder of a modality by name.
 
     name: an embedded one; a short name of a pretrained one; `hf:<folder or hub id>` for a model of
     transformers; `open_clip:<architecture>/<weights>`, `open_clip:<folder>` or `open_clip:<hub id>` for one
     of open_clip; for frames and faces `fer:<checkpoint>` for a network of the image track, a file or a run's
     folder. Without a prefix a folder or hub id is of transformers, for AU of open_clip.
+    precision: what an encoder with weights computes in, a name of torch; None: what its device is quickest in.
     weights: where they are, with or without a prefix; without it `affect.core.weights.resolve_weights`
     says so. Raises ValueError for a name of another modality or an unknown prefix, WeightsError
     where no fitting weights are found.
@@ -79,16 +86,16 @@ def build_encoder(modality: Modality | str, name: str, device: str = "cpu", weig
     if family == "fer":
         from extractors.encoders.fer import FerEncoder
 
-        return FerEncoder(name, source, device)
+        return FerEncoder(name, source, device, precision)
     if family == "hf":
         from extractors.encoders import hf
 
         kinds = {Modality.AUDIO: hf.HfAudioEncoder, Modality.AU: hf.HfTextEncoder}
-        return kinds.get(modality, hf.HfVisionEncoder)(name, source, device, NAMED[modality].get(name))
+        return kinds.get(modality, hf.HfVisionEncoder)(name, source, device, precision, NAMED[modality].get(name))
     from extractors.encoders import openclip
 
     kind = openclip.OpenClipTextEncoder if modality == Modality.AU else openclip.OpenClipVisionEncoder
-    return kind(name, source, device)
+    return kind(name, source, device, precision)
 
 
 def _family_and_source(modality: Modality, name: str, source: str) -> tuple[str, str]:

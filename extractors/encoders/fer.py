@@ -28,8 +28,8 @@ class FerEncoder(PretrainedEncoder):
 
     family = "fer"
 
-    def __init__(self, name: str, source: str, device: str = "cpu") -> None:
-        super().__init__(name, source, device)
+    def __init__(self, name: str, source: str, device: str, precision: str | None) -> None:
+        super().__init__(name, source, device, precision)
         try:
             self._model, self._card = load_model(source, device)
         except ValueError as error:

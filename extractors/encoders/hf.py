@@ -43,8 +43,8 @@ class _HfEncoder(PretrainedEncoder):
     libraries = (torch, transformers)
     takes: str
 
-    def __init__(self, name: str, source: str, device: str = "cpu", model_type: str | None = None) -> None:
-        super().__init__(name, source, device)
+    def __init__(self, name: str, source: str, device: str, precision: str | None, model_type: str | None) -> None:
+        super().__init__(name, source, device, precision)
         config = self._load(lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
         found = f"encoder {name}: {source!r} holds a model of type {config.model_type!r}"
         if model_type and config.model_type != model_type:
@@ -93,8 +93,8 @@ class HfVisionEncoder(_HfEncoder):
     family = "hf_vision"
     takes = "pictures"
 
-    def __init__(self, name: str, source: str, device: str = "cpu", model_type: str | None = None) -> None:
-        super().__init__(name, source, device, model_type)
+    def __init__(self, name: str, source: str, device: str, precision: str | None, model_type: str | None) -> None:
+        super().__init__(name, source, device, precision, model_type)
         self._input = self._picture_input()
         self.prepare = self._input.prepare
         self._class_token = any(key.endswith(_CLASS_TOKENS) for key, _ in self._model.named_parameters())
@@ -174,8 +174,8 @@ class HfAudioEncoder(_HfEncoder):
     takes = "sound waves"
     rows_at_once = 32
 
-    def __init__(self, name: str, source: str, device: str = "cpu", model_type: str | None = None) -> None:
-        super().__init__(name, source, device, model_type)
+    def __init__(self, name: str, source: str, device: str, precision: str | None, model_type: str | None) -> None:
+        super().__init__(name, source, device, precision, model_type)
         self.prepare = level_together if self._wants_level() else as_it_is
         self._try_out(np.zeros(SAMPLE_RATE, np.float32), source_hash(source))
 
@@ -226,8 +226,8 @@ class HfTextEncoder(_HfEncoder):
     rows_at_once = 256
     prepare = staticmethod(as_it_is)
 
-    def __init__(self, name: str, source: str, device: str = "cpu", model_type: str | None = None) -> None:
-        super().__init__(name, source, device, model_type)
+    def __init__(self, name: str, source: str, device: str, precision: str | None, model_type: str | None) -> None:
+        super().__init__(name, source, device, precision, model_type)
         model = self._model
         self._model = model.get_encoder() if model.config.is_encoder_decoder else model
         self._tokenizer = self._load_tokenizer()

@@ -26,8 +26,8 @@ class _OpenClipEncoder(PretrainedEncoder):
 
     libraries = (torch, open_clip)
 
-    def __init__(self, name: str, source: str, device: str = "cpu") -> None:
-        super().__init__(name, source, device)
+    def __init__(self, name: str, source: str, device: str, precision: str | None) -> None:
+        super().__init__(name, source, device, precision)
         self._model_name, options = _locate(name, source)
         model = self._load(
             lambda: open_clip.create_model(self._model_name, device=device, require_pretrained=True, **options)
@@ -41,8 +41,8 @@ class OpenClipVisionEncoder(_OpenClipEncoder):
 
     family = "open_clip_vision"
 
-    def __init__(self, name: str, source: str, device: str = "cpu") -> None:
-        super().__init__(name, source, device)
+    def __init__(self, name: str, source: str, device: str, precision: str | None) -> None:
+        super().__init__(name, source, device, precision)
         self._input = self._use(lambda: _picture_input(PreprocessCfg(**self._model.visual.preprocess_cfg), name))
         self.prepare = self._input.prepare
         self._try_out(self._input.example(), self._weights)
@@ -63,8 +63,8 @@ class OpenClipTextEncoder(_OpenClipEncoder):
     rows_at_once = 256
     prepare = staticmethod(as_it_is)
 
-    def __init__(self, name: str, source: str, device: str = "cpu") -> None:
-        super().__init__(name, source, device)
+    def __init__(self, name: str, source: str, device: str, precision: str | None) -> None:
+        super().__init__(name, source, device, precision)
         self._tokenize = self._load(lambda: open_clip.get_tokenizer(self._model_name))
         self._try_out("", self._weights)
 

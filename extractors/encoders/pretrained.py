@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from affect.core.device import half_precision
+
 # what the libraries raise on folders and models that are not what they expect
 _LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError)
 
@@ -18,19 +20,21 @@ class WeightsError(ValueError):
     """Weights that are not there or do not fit the encoder."""
 
 
-def precision(device: str) -> torch.dtype:
-    """Return the numbers that a device computes in: float32, on CUDA bfloat16, or float16 where it is older.
+def numbers(device: str, precision: str | None = None) -> torch.dtype:
+    """Return what a device computes in: as asked, or float32, on CUDA bfloat16, or float16 where it is older.
 
     Raises WeightsError for a CUDA device on a machine where torch finds none.
     """
     if torch.device(device).type != "cuda":
-        return torch.float32
+        return getattr(torch, precision or "float32")
     if not torch.cuda.is_available():
         raise WeightsError(
             f"device {device} is asked for, but torch finds no GPU here; expected a CUDA build of torch and a driver, "
             "so install both or use the device cpu"
         )
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if precision == "float32":
+        torch.backends.cudnn.allow_tf32 = False  # or convolutions would be rounded to 10 bits
+    return getattr(torch, precision) if precision else half_precision()
 
 
 def _reason(error: Exception) -> str:
@@ -48,9 +52,9 @@ class PretrainedEncoder:
     """Most rows of one forward pass, which bounds its memory."""
     libraries: tuple[ModuleType, ...] = (torch,)
 
-    def __init__(self, name: str, source: str, device: str) -> None:
+    def __init__(self, name: str, source: str, device: str, precision: str | None) -> None:
         self.name = name
-        self._source, self._device, self._dtype = source, device, precision(device)
+        self._source, self._device, self._dtype = source, device, numbers(device, precision)
 
     @torch.inference_mode()
     def __call__(self, items: Sequence[Sequence[Any] | None]) -> list[np.ndarray]:
@@ -126,5 +130,6 @@ class PretrainedEncoder:
             "pooling": pooling,
             "preprocessing": preprocessing,
             "precision": str(self._dtype).removeprefix("torch."),
+            "device": torch.device(self._device).type,
             "versions": {library.__name__: library.__version__ for library in self.libraries},
         }

@@ -131,9 +131,10 @@ class Video:
     _decord: decord.VideoReader | None = None
     _decoded: list[av.VideoFrame] | None = None
 
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
+    def frames(self, indices: Sequence[int], side: int | None = None) -> np.ndarray:
         """Return frames as RGB uint8 [T, H, W, 3] in the order asked for, upright as a player shows them.
 
+        side: squash each whole frame to side x side, as decord does where it is told so (FFmpeg's bilinear scaling).
         Raises IndexError for an index outside the clip, MediaError where a frame does not decode.
         """
         wanted = np.asarray(indices, dtype=int)
@@ -142,12 +143,14 @@ class Video:
         unique, order = np.unique(wanted, return_inverse=True)
         if self._decord is not None:
             try:
-                return self._decord.get_batch(unique.tolist()).asnumpy()[order]
+                small = {"width": side, "height": side, "num_threads": 1}
+                reader = decord.VideoReader(str(self.path), **small) if side else self._decord
+                return reader.get_batch(unique.tolist()).asnumpy()[order]
             except decord.DECORDError:  # broken in the middle: PyAV skips what does not decode
                 self.reader, self._decord = "pyav", None
         if self._decoded is not None:
-            return np.stack([_picture(self._decoded[i]) for i in unique])[order]
-        pictures = _read_with_pyav(self.path, unique.tolist())
+            return np.stack([_picture(self._decoded[i], side) for i in unique])[order]
+        pictures = _read_with_pyav(self.path, unique.tolist(), side)
         if len(pictures) < len(unique):
             raise MediaError(
                 f"{self.path}: frame {unique[len(pictures)]} of {self.num_frames} cannot be decoded; "
@@ -308,21 +311,22 @@ def _decode_video(path: Path) -> Iterator[av.VideoFrame]:
         yield from decode(container, _video_stream(container, path))
 
 
-def _read_with_pyav(path: Path, indices: list[int]) -> list[np.ndarray]:
+def _read_with_pyav(path: Path, indices: list[int], side: int | None) -> list[np.ndarray]:
     """Return the frames at sorted, distinct indices, fewer where the video ends before."""
     pictures: list[np.ndarray] = []
     for i, frame in enumerate(_decode_video(path)):
         if i == indices[len(pictures)]:
-            pictures.append(_picture(frame))
+            pictures.append(_picture(frame, side))
             if len(pictures) == len(indices):
                 break
     return pictures
 
 
-def _picture(frame: av.VideoFrame) -> np.ndarray:
+def _picture(frame: av.VideoFrame, side: int | None = None) -> np.ndarray:
     """Return a frame as RGB uint8 [H, W, 3], upright."""
+    shown = frame.reformat(side, side, format="rgb24", interpolation="BILINEAR") if side else frame
     # FFmpeg counts degrees counter-clockwise, as np.rot90 does
-    return np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
+    return np.rot90(shown.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
 
 
 def _rate(times: list[float | None]) -> float:

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from affect.core.au_json import AuAnalysis, au_json_path, find_au_json, read_au_json, require_sentences
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 FACE_FRAMES = 8
 """Frames that faces are looked for in, whatever the number of scene frames."""
+
+SQUASHED = 224
+"""Side of pictures that are squashed before their encoder sees them, as in the reference."""
 
 ENCODER_BATCH = 16
 """Clips that are described and encoded together."""
@@ -187,6 +191,8 @@ def _decode(task: ClipTask, streams: list[Modality], result: ClipResult) -> None
         with _noting(result, [Modality.FACE]):
             faces = load_face_array(task.settings.face_root, task.name)
             uniform = faces[frame_indices(len(faces), FACE_FRAMES)] if len(faces) else faces
+            if Modality.FACE in task.squashed and len(faces):
+                uniform = np.stack([cv2.resize(face, (SQUASHED, SQUASHED)) for face in uniform])  # bilinear
             _keep(result, Modality.FACE, uniform)
     if seen:
         with _noting(result, seen):
@@ -194,15 +200,18 @@ def _decode(task: ClipTask, streams: list[Modality], result: ClipResult) -> None
 
 
 def _look(task: ClipTask, seen: list[Modality], result: ClipResult) -> None:
-    """Decode the frames that scene and faces need, each once."""
+    """Decode the frames that scene and faces need, each once; what is squashed comes so from the decoder."""
     if task.video is None:
         raise FileNotFoundError(f"clip {task.name!r} has no video: expected a file of that name in --video_root")
     video = read_video(task.video, task.reader)
     au_info = result.analysis.au_info if result.analysis else None
     scene = frame_indices(video.num_frames, task.settings.frame_count, task.sampling, au_info)
     faces = frame_indices(video.num_frames, FACE_FRAMES)
+    if Modality.FRAME in seen and Modality.FRAME in task.squashed:
+        _keep(result, Modality.FRAME, video.frames(scene, SQUASHED))
+        seen = [stream for stream in seen if stream != Modality.FRAME]
     wanted = sorted({*(scene if Modality.FRAME in seen else ()), *(faces if Modality.FACE in seen else ())})
-    pictures = dict(zip(wanted, video.frames(wanted), strict=True))
+    pictures = dict(zip(wanted, video.frames(wanted), strict=True)) if wanted else {}
     result.reader = video.reader
     if Modality.FRAME in seen:
         _keep(result, Modality.FRAME, np.stack([pictures[index] for index in scene]))

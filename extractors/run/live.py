@@ -29,9 +29,9 @@ CLIPS_KEPT = 64
 
 
 @cache
-def shared_encoder(modality: Modality, name: str, device: str) -> Encoder:
+def shared_encoder(modality: Modality, name: str, device: str, precision: str | None) -> Encoder:
     """Return an encoder that is built once a process, whatever number of data sets it is for."""
-    return build_encoder(modality, name, device)
+    return build_encoder(modality, name, device, precision)
 
 
 class LiveFeatures:
@@ -55,10 +55,10 @@ class LiveFeatures:
         """The streams that are encoded, and how."""
         return self.session.specs
 
-    @property
-    def faces_from(self) -> str:
-        """Where faces come from, in the words of the store's sidecar."""
-        return self.session.faces_from
+    def provenance(self, spec: FeatureSpec) -> dict[str, Any] | None:
+        """Return how the features of a stream are made, or what the sidecar of the store says of stored ones."""
+        live = self.specs.get(spec.modality) == spec
+        return self.session.provenance(spec.modality) if live else self.store.provenance(spec)
 
     def read(self, spec: FeatureSpec, name: str) -> np.ndarray:
         """Return the features of one clip as float32 [T, D], as the store would; T is 0 where it has none.

@@ -6,6 +6,7 @@ Settings and tasks are plain values that can be sent to other machines.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from affect.core.au_json import AuAnalysis, find_au_json
 from affect.core.schema import STORED_MODALITIES, Modality, check_name
 from affect.faces.mediapipe_pipe import mediapipe_version
+from affect.features.provenance import said
 from affect.features.store import FeatureSpec, FeatureStore
 from extractors.au.templates import describe_clips
 
@@ -27,8 +29,14 @@ STAGES = ("au_json", "au_text", "features")
 TEMPLATES = "templates"
 AU_BACKENDS = ("openface", "mediapipe", "pyfeat")
 """What measures action units."""
+PRECISIONS = ("float32", "bfloat16", "float16")
+GEOMETRIES = ("squash", "crop")
+REFERENCE_ENCODERS = ("CLIP_VIT_LARGE", "SIGLIP_SO", "DINO2_LARGE")
+"""Encoders of pictures that the reference has, which squashes what they see."""
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".mpg", ".mpeg", ".webm", ".wmv", ".flv", ".m4v")
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".ogg")
+
+logger = logging.getLogger(__name__)
 
 Describe = Callable[[Sequence[tuple[AuAnalysis, Sequence[int]]]], list[AuAnalysis]]
 """A maker of AU sentences for some frames (0-based) of each of several clips."""
@@ -70,8 +78,14 @@ class Settings:
     sampling: str = "uniform"
     frame_count: int = 8
     clips_per_video: int = 8
+    frame_geometry: str | None = None
+    """squash: an encoder sees whole frames, brought to 224 x 224 before; crop: what its own preprocessing leaves of
+    them. None: as the folder that is there has it, else squash for the encoders that have a short name."""
     face_finder: str = "auto"
     device: str = "cpu"
+    precision: str | None = None
+    """Numbers that encoders with weights compute in: float32, bfloat16 or float16. None: float32 where the folder that
+    is there began in it, else what the device is quickest in."""
     dtype: str = "float32"
     """Numbers that features are stored in: float32 or float16."""
     workers: int = 2
@@ -125,6 +139,8 @@ class ClipTask:
     """Where its OpenFace table is, or would be put."""
     prepare: Mapping[Modality, Callable[[Any], Any]] = field(default_factory=dict)
     """What the encoder of a stream wants done to a clip before it is sent on; nothing where it is not named."""
+    squashed: tuple[Modality, ...] = ()
+    """Streams whose pictures are squashed to 224 x 224 first."""
     extra_time: float = 0.0
     """Seconds beyond the usual limit that this clip may take."""
     reader: str = "auto"
@@ -147,7 +163,8 @@ class Session:
     """What a run works with; weights are loaded once, when they are first needed.
 
     writer: name of the one process that writes with its store; describe: a maker of AU sentences instead of the
-    one that the settings name; build: makes an encoder of modality, name and device, by default `build_encoder`.
+    one that the settings name; build: makes an encoder of modality, name, device and precision instead of
+    `build_encoder`.
     """
 
     def __init__(
@@ -155,13 +172,13 @@ class Session:
         settings: Settings,
         writer: str = "",
         describe: Describe | None = None,
-        build: Callable[[Modality, str, str], Encoder] | None = None,
+        build: Callable[[Modality, str, str, str | None], Encoder] | None = None,
     ) -> None:
         self.settings = settings
         self.store = FeatureStore(settings.save_root, settings.dataset, writer=writer)
         self._describe = describe
         self._build = build
-        self._encoders: dict[tuple[str, str], Encoder] = {}
+        self._encoders: dict[tuple[str, str, str | None], Encoder] = {}
         self._provenance: dict[Modality, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -196,28 +213,65 @@ class Session:
             audio or find_audio(settings.audio_root, name) or video,
             table,
             {stream: self.encoder(stream).prepare for stream in streams if stream != Modality.AU},
+            tuple(stream for stream in streams if self.geometry.get(stream) == "squash"),
             OPENFACE_TIME if by_openface and not known else 0.0,
         )
 
     def encoder(self, stream: Modality) -> Encoder:
         """Return the encoder of a stream; frames and faces share one."""
         kind = Modality.FACE if stream == Modality.FRAME else stream
-        key = (str(kind), self.settings.encoder_name(stream))
+        key = (str(kind), self.settings.encoder_name(stream), self.precision[stream])
         if key not in self._encoders:
             from extractors.encoders import build_encoder
 
-            self._encoders[key] = (self._build or build_encoder)(kind, key[1], self.settings.device)
+            self._encoders[key] = (self._build or build_encoder)(kind, key[1], self.settings.device, key[2])
         return self._encoders[key]
+
+    @cached_property
+    def precision(self) -> dict[Modality, str | None]:
+        """Stream -> numbers that its encoder computes in; None: what its device is quickest in.
+
+        What was begun in float32 goes on in it, on whatever device: only so are the numbers the same.
+        """
+        found = {}
+        for stream in self.settings.features:
+            found[stream] = self.settings.precision
+            if not found[stream] and self._there(stream, "precision") == "float32":
+                found[stream] = "float32"
+                if self.settings.device != "cpu":
+                    logger.info("%s features of %s go on in float32, as they began", stream, self.store.root)
+        return found
 
     @cached_property
     def specs(self) -> dict[Modality, FeatureSpec]:
         """Streams that features are made of, and which; raises what encoders raise whose weights are not there."""
         settings = self.settings
-        rows = {Modality.FRAME: (settings.frame_count, settings.sampling), Modality.AUDIO: (settings.clips_per_video,)}
+        return {stream: self._spec(stream, self.encoder(stream).dim) for stream in settings.features}
+
+    @cached_property
+    def geometry(self) -> dict[Modality, str]:
+        """Stream -> what is done to its pictures before their encoder prepares them: squash or crop.
+
+        Faces that are found in videos are cut out in one size and not here.
+        """
+        settings = self.settings
+        pictures = (Modality.FRAME, Modality.FACE) if settings.face_root else (Modality.FRAME,)
+        usual = "squash" if settings.visual_encoder in REFERENCE_ENCODERS else "crop"
         return {
-            stream: FeatureSpec(stream, settings.encoder_name(stream), self.encoder(stream).dim, *rows.get(stream, ()))
-            for stream in settings.features
+            stream: settings.frame_geometry or self._there(stream, "frame_geometry") or usual
+            for stream in pictures
+            if stream in settings.features
         }
+
+    def _there(self, stream: Modality, key: str) -> Any:
+        """Return what the sidecar of a stream's folder says of a key, None where there is no such sidecar."""
+        sidecar = self.store.provenance(self._spec(stream, 1))
+        return said(sidecar, key) if sidecar else None
+
+    def _spec(self, stream: Modality, dim: int) -> FeatureSpec:
+        settings = self.settings
+        rows = {Modality.FRAME: (settings.frame_count, settings.sampling), Modality.AUDIO: (settings.clips_per_video,)}
+        return FeatureSpec(stream, settings.encoder_name(stream), dim, *rows.get(stream, ()))
 
     @property
     def describe(self) -> Describe:
@@ -248,8 +302,9 @@ class Session:
     def provenance(self, stream: Modality) -> dict[str, Any]:
         """Return how the features of a stream are made, for the store's sidecar."""
         if stream not in self._provenance:  # asked for at every write, and library versions are read from disk
-            faces = {"faces_from": self.faces_from} if stream == Modality.FACE else {}
-            self._provenance[stream] = {**self.encoder(stream).provenance(), "dtype": self.settings.dtype, **faces}
+            more = {"faces_from": self.faces_from} if stream == Modality.FACE else {}
+            more |= {"frame_geometry": self.geometry[stream]} if stream in self.geometry else {}
+            self._provenance[stream] = {**self.encoder(stream).provenance(), "dtype": self.settings.dtype, **more}
         return self._provenance[stream]
 
 

@@ -212,14 +212,18 @@ def test_every_real_clip_is_answered_with_what_it_has(trained_on_embedded, tmp_p
     assert answers["pyfeat_face_noface"]["missing"] == []
 
 
-def test_faces_from_elsewhere_than_in_training_are_noticed(trained_on_embedded, tmp_path, shared, caplog):
+def test_features_made_otherwise_than_in_training_are_noticed(trained_on_embedded, tmp_path, shared, caplog):
     arguments = ["--cfg-path", str(trained_on_embedded), "--video", str(shared / "data/video/grid_bbaf2n.mpg")]
     inference.main(arguments)
-    assert "faces come from" not in caplog.text
-    sidecar = tmp_path / "features/toy/face_DCT_8frms/provenance.json"
-    sidecar.write_text(sidecar.read_text().replace("{", '{"faces_from": "face arrays",', 1))
+    assert "that the model was trained on" not in caplog.text
+    sidecars = {stream: tmp_path / f"features/toy/{stream}_DCT_8frms/provenance.json" for stream in ("face", "frame")}
+    for stream, key in (("face", '"faces_from": "face arrays"'), ("frame", '"frame_geometry": "squash"')):
+        sidecars[stream].write_text(sidecars[stream].read_text().replace("{", f"{{{key},", 1))
     inference.main(arguments)
-    assert "but from face arrays in the features of toy" in caplog.text
+    assert "face: faces_from is 'opencv' here, but 'face arrays' in the features of toy" in caplog.text
+    assert "frame_geometry" not in caplog.text  # a clip's frames are squashed as those of the training were
+    inference.main([*arguments, "--frame_geometry", "crop"])
+    assert "frame: frame_geometry is 'crop' here, but 'squash' in the features of toy" in caplog.text
 
 
 def test_a_table_of_another_clip_is_refused_unless_that_is_wanted(trained_on_embedded, shared, caplog):

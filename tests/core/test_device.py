@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from affect.core.device import pick_device
+from affect.core.device import half_precision, model_precision, pick_device
 
 
 def gpus(monkeypatch, count):
@@ -29,3 +29,12 @@ def test_an_index_that_does_not_exist_is_refused_with_what_is_there(monkeypatch,
 def test_other_words_are_refused(name):
     with pytest.raises(ValueError, match=r"inference\.device: expected auto, cpu, cuda or cuda:<index>"):
         pick_device(name, "inference.device")
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_language_models_answer_in_bfloat16_where_a_card_has_it(monkeypatch, emulated):
+    supported = lambda including_emulation=True: including_emulation or not emulated  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert half_precision() == (torch.float16 if emulated else torch.bfloat16)
+    assert model_precision("cuda:0") == (torch.float32 if emulated else torch.bfloat16)
+    assert model_precision("cpu") == torch.float32

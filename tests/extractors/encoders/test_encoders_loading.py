@@ -11,11 +11,8 @@ import transformers
 
 from affect.core.schema import Modality
 from affect.features.store import FeatureSpec, FeatureStore
-from extractors.encoders import (
-    build_encoder,
-    pretrained,
-)
-from extractors.encoders.pretrained import WeightsError, precision
+from extractors.encoders import build_encoder
+from extractors.encoders.pretrained import WeightsError, numbers
 from tiny_encoders import SENTENCES, encode, frames, save, sounds
 
 ITEMS = {Modality.FRAME: [frames(3)], Modality.AUDIO: [sounds(3)], Modality.AU: [SENTENCES]}
@@ -70,37 +67,32 @@ def test_precision_is_full_on_cpu_and_half_on_cuda_as_the_card_allows(monkeypatc
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert precision("cpu") == torch.float32
-    assert precision("cuda") == torch.bfloat16
-    assert precision("cuda:1") == torch.float16
+    assert numbers("cpu") == torch.float32
+    assert numbers("cuda") == torch.bfloat16
+    assert numbers("cuda:1") == torch.float16
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert numbers("cuda", "float32") == torch.float32 and not torch.backends.cudnn.allow_tf32
     assert asked == [False, False]  # an emulated bfloat16 is slower than float32
 
 
 def test_a_gpu_that_is_not_there_is_told_in_one_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(WeightsError, match=r"device cuda:0 is asked for, but torch finds no GPU"):
-        precision("cuda:0")
-
-
-def at_precision(monkeypatch, dtype: torch.dtype) -> None:
-    """Let every family believe that it is on a device of this precision."""
-    monkeypatch.setattr(pretrained, "precision", lambda device: dtype)
+        numbers("cuda:0")
 
 
 @pytest.mark.parametrize("modality, family, kind", MODELS)
-def test_half_precision_gives_nearly_the_same_as_float32(monkeypatch, folders, modality, family, kind):
+def test_half_precision_gives_nearly_the_same_as_float32(folders, modality, family, kind):
     (expected,) = encode(build_encoder(modality, f"{family}:{folders[kind]}"), ITEMS[modality])
-    at_precision(monkeypatch, torch.float16)
-    (found,) = encode(build_encoder(modality, f"{family}:{folders[kind]}"), ITEMS[modality])
+    (found,) = encode(build_encoder(modality, f"{family}:{folders[kind]}", precision="float16"), ITEMS[modality])
     assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("modality, family, kind", MODELS)
-def test_bfloat16_is_recorded_and_gives_float32_rows(monkeypatch, folders, modality, family, kind):
-    at_precision(monkeypatch, torch.bfloat16)
-    encoder = build_encoder(modality, f"{family}:{folders[kind]}")
+def test_bfloat16_is_recorded_and_gives_float32_rows(folders, modality, family, kind):
+    encoder = build_encoder(modality, f"{family}:{folders[kind]}", precision="bfloat16")
     (found,) = encode(encoder, ITEMS[modality])
-    assert encoder.provenance()["precision"] == "bfloat16"
+    assert encoder.provenance()["precision"] == "bfloat16" and encoder.provenance()["device"] == "cpu"
     assert found.dtype == np.float32
     assert found.shape == (len(ITEMS[modality][0]), encoder.dim)
     assert np.isfinite(found).all()

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from PIL import Image
 
 from extractors.media.decode import (
     MediaError,
@@ -63,6 +64,24 @@ def goldens(shared: Path, name: str) -> list[dict]:
 def peak_info(total: int, peak: int) -> dict:
     sides = {"peak_index": peak, "frames_before_peak": peak, "frames_after_peak": total - 1 - peak}
     return {"total_frames": total, "peak_frames": [sides]}
+
+
+@pytest.mark.parametrize(("codec", "reader"), [("libx264", "auto"), ("libx264", "pyav"), ("mpeg2video", "auto")])
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_a_squashed_frame_is_the_whole_one_upright(tmp_path, codec, reader, rotation):
+    video = read_video(write_video(tmp_path / "a.mp4", codec, frames=7, rotation=rotation), reader)
+    whole, squashed = video.frames([5, 2]), video.frames([5, 2], side=56)
+    assert squashed.shape == (2, 56, 56, 3)
+    for picture, small in zip(whole, squashed, strict=True):
+        expected = np.asarray(Image.fromarray(picture).resize((56, 56), Image.Resampling.BILINEAR), int)
+        assert np.abs(small - expected).mean() < 8  # a picture turned wrongly is off by 60
+
+
+def test_squashed_frames_are_those_of_the_reference_s_reader(shared):
+    path = shared / "data/video/pyfeat_single_face.mp4"
+    reference = decord.VideoReader(str(path), width=224, height=224).get_batch([3, 40]).asnumpy().astype(int)
+    assert np.array_equal(read_video(path).frames([3, 40], side=224), reference)
+    assert np.abs(read_video(path, "pyav").frames([3, 40], side=224) - reference).mean() < 0.3
 
 
 def test_uniform_indices_are_the_references(shared):

@@ -290,8 +290,8 @@ def test_a_clip_that_an_encoder_cannot_take_costs_no_other_clip(opened, pool, mo
     class Picky:
         """Takes no clip whose pictures are those of b, and makes NaN of those of c."""
 
-        def __init__(self, stream, name, device):
-            self.encoder = true(stream, name, device)
+        def __init__(self, *how):
+            self.encoder = true(*how)
             self.dim, self.prepare = self.encoder.dim, self.encoder.prepare
 
         def __call__(self, items):

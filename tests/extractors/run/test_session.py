@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from affect.core.schema import Modality
+from affect.features.store import FeatureSpec
 from extractors.run import session
 from extractors.run.clip import analyse_clip
-from extractors.run.session import ClipTask, Settings, check_backend, find_video, list_clips
+from extractors.run.session import ClipTask, Session, Settings, check_backend, find_video, list_clips
 
 
 def _measure(backend: str):
@@ -47,6 +50,16 @@ def test_measure_asks_the_backend_of_that_name(monkeypatch):
 def test_importing_the_session_loads_neither_torch_nor_a_backend():
     code = "import sys, extractors.run.session; sys.exit(bool({'torch', 'mediapipe', 'feat'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0
+
+
+@pytest.mark.parametrize("begun, goes_on", [("float32", "float32"), ("bfloat16", None)])
+def test_a_folder_that_began_in_float32_goes_on_in_it_on_a_card(tmp_path, begun, goes_on):
+    settings = Settings(dataset="toy", save_root=tmp_path, device="cuda", streams=(Modality.AUDIO,))
+    Session(settings).store.declare(FeatureSpec(Modality.AUDIO, "HUBERT_LARGE", 4), {"precision": begun})
+    built = []
+    Session(settings, build=lambda *how: built.append(how)).encoder(Modality.AUDIO)
+    Session(replace(settings, precision="float16"), build=lambda *how: built.append(how)).encoder(Modality.AUDIO)
+    assert built == [("audio", "HUBERT_LARGE", "cuda", precision) for precision in (goes_on, "float16")]
 
 
 def test_hidden_files_and_folders_are_no_clips(tmp_path):
