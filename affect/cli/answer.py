@@ -121,7 +121,7 @@ def answer_all(
     from rich.console import Console
 
     from affect.answer.answerer import answer_datasets
-    from affect.core.failures import write_failures
+    from affect.core.failures import failure_lines, write_failures
 
     console = Console()
     failures = answer_datasets(
@@ -129,7 +129,8 @@ def answer_all(
     )
     path = Path(f"{config.inference.base_root}-failures.csv")
     if write_failures(path, failures, "clip", empty=False):
-        console.print(f"{len(failures)} clips could not be answered: {path}", soft_wrap=True)
+        for line in (*failure_lines(failures), f"{len(failures)} clips could not be answered: {path}"):
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
     return int(bool(failures))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from affect.core.failures import write_failures
+from affect.core.failures import failure_lines, write_failures
 from affect.core.plots import draw_bars, draw_confusion
 from affect.evaluate.classification import class_rows, classification_scores, confusion
 from affect.evaluate.errors import require_names
@@ -89,7 +89,8 @@ def network_report(args: argparse.Namespace) -> Report:
     failures = [*image_set.failures, *found.failures]
     file = (args.pictures or (args.out.parent if args.out else OUTPUT)) / "failures.csv"
     if write_failures(file, failures, empty=False):
-        print(f"{len(failures)} images or folders could not be used: {file}", file=sys.stderr)
+        last = f"{len(failures)} images or folders could not be used: {file}"
+        print(*failure_lines(failures), last, sep="\n", file=sys.stderr)
     if not found.names:
         raise ValueError(f"{images.data_root}: none of the {len(image_set)} images can be read; see failures.csv")
     scores = expression_scores(found, card.classes, card.multi_label)

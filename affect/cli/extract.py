@@ -17,7 +17,7 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import astuple, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from affect.core.failures import failure_lines
 from affect.core.schema import STORED_MODALITIES, Modality, check_name
 from extractors.run.session import (
     AU_BACKENDS,
@@ -43,7 +44,7 @@ from extractors.run.session import (
 if TYPE_CHECKING:  # --help opens at once
     from extractors.run.journal import RunReport
 
-SHOWN_FAILURES, FAILURE_TABLE = 20, "failures.csv"
+FAILURE_TABLE = "failures.csv"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -245,24 +246,16 @@ def print_summary(session: Session, report: RunReport) -> None:
             for stage in ("wait", "au_text", "encode", "write", "driver")
         )
         table.add_row("time", f"{total:.1f} s: {parts}")
-    console = Console()
+    console, root = Console(), session.store.root
     console.print(table)
-    if report.failures:
-        print_failures(console, session, report)
-    if report.stopped:
-        console.print(f"stopped: {report.stopped}", markup=False, highlight=False)
-
-
-def print_failures(console: Console, session: Session, report: RunReport) -> None:
-    """Print the first failures and where all are."""
-    table = Table("clip", "stage", "reason")
-    for failure in report.failures[:SHOWN_FAILURES]:
-        table.add_row(*map(escape, astuple(failure)))
-    console.print(table)
-    more = len(report.failures) - SHOWN_FAILURES
-    console.print((f"and {more} more: " if more > 0 else "") + f"see {session.store.root / FAILURE_TABLE}")
+    places = [f"features: {root}", f"AU JSON: {session.settings.au_root}"]
+    failures = [*failure_lines(report.failures), f"all failures: {root / FAILURE_TABLE}"] if report.failures else []
+    for line in (*places, *failures):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     if report.left_alone:
         console.print(f"{report.left_alone} of these clips failed before and have not changed since: --retry-failed")
+    if report.stopped:
+        console.print(f"stopped: {report.stopped}", markup=False, highlight=False)
 
 
 def _some(names: list[str]) -> str:

@@ -17,8 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from affect.core.failures import Failure, failure_lines
 from affect.core.schema import STORED_MODALITIES, Modality
-from affect.features.store import FeatureStore
+from affect.features.store import ENCODERS, FeatureStore
 
 if TYPE_CHECKING:  # imported when it is known that there is something to check
     from affect.data.au_check import Finding
@@ -82,8 +83,7 @@ def config_of_options(args: argparse.Namespace) -> Config:
     for stream in STORED_MODALITIES:
         sidecar = store.provenance(config.datasets[args.dataset].spec(stream, 1))
         if sidecar and "dim" in sidecar:
-            key = {Modality.AUDIO: "acoustic", Modality.AU: "au"}.get(stream, "visual")
-            setattr(config.model, f"preextracted_{key}_dim", sidecar["dim"])
+            setattr(config.model, f"preextracted_{ENCODERS.get(stream, 'visual')}_dim", sidecar["dim"])
     return config
 
 
@@ -107,8 +107,7 @@ def print_findings(findings: Sequence[Finding], failed: Sequence[Finding]) -> No
     for dataset, check in dict.fromkeys((finding.dataset, finding.check) for finding in findings):
         table.add_row(dataset, check, str(counts[dataset, check, True]), str(counts[dataset, check, False]))
     console.print(table)
-    for finding in failed[:20]:
-        console.print(f"{finding.clip}: {finding.check}: {finding.detail}", markup=False, highlight=False)
+    for line in failure_lines(Failure(finding.clip, finding.check, finding.detail) for finding in failed):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     clips, bad = (len({(finding.dataset, finding.clip) for finding in some}) for some in (findings, failed))
-    more = f", first 20 of {len(failed)} shown" if len(failed) > 20 else ""
-    console.print(f"{clips} clips, {bad} with faults{more}")
+    console.print(f"{clips} clips, {bad} with faults" + ("; --json prints each" if failed else ""))

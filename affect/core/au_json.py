@@ -20,7 +20,10 @@ from affect.core.reading import json_type, read_object, reading, require_within
 from affect.core.schema import check_name
 
 SCHEMA_VERSION = 1
-MAKE_HINT = "make it with: python tools/extract_features.py --modality au"
+MAKE_HINT = (
+    "make it with: python tools/extract_features.py --stages au_json,au_text --dataset, --mer-factory-output and "
+)
+MAKE_HINT += "--video_root, each with your own after it"
 
 
 class FrameAus(TypedDict, total=False):

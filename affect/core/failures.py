@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,29 @@ class Failure:
     """What was being done to it, e.g. decode, align, answer."""
     reason: str
     """In one sentence."""
+
+
+SHOWN_REASONS, SHOWN_NAMES = 10, 3
+"""Reasons that are printed, and names of each; the table has all."""
+
+
+def failure_lines(failures: Iterable[Failure]) -> list[str]:
+    """Return a line for each reason, the most frequent first: how often, where, why, and the first names.
+
+    Reasons that differ in names and numbers only are one; those beyond the first ten are counted in a last line.
+    """
+    groups: dict[tuple[str, str], list[Failure]] = {}
+    for failure in failures:
+        nameless = failure.reason.replace(failure.name, "…") if failure.name else failure.reason
+        groups.setdefault((failure.stage, re.sub(r"\d+", "…", nameless)), []).append(failure)
+    ranked = sorted(groups.values(), key=len, reverse=True)
+    lines = []
+    for group in ranked[:SHOWN_REASONS]:
+        names = [failure.name for failure in group[:SHOWN_NAMES]] + ["…"] * (len(group) > SHOWN_NAMES)
+        lines.append(f"{len(group)} x {group[0].stage}: {' '.join(group[0].reason.split())} ({', '.join(names)})")
+    if rest := ranked[SHOWN_REASONS:]:
+        lines.append(f"{sum(map(len, rest))} for {len(rest)} other reasons")
+    return lines
 
 
 def write_failures(

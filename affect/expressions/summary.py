@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from affect.core.failures import write_failures
+from affect.core.failures import failure_lines, write_failures
 from affect.expressions.naming import PREDICTIONS, Findings
 from affect.expressions.predict import uniform_warning
 from affect.expressions.reader import ExpressionReader
 
 SHOWN = 20
-"""Faces and failures that are printed; the files have all."""
+"""Faces that are printed; the file has all."""
 
 
 def report(reader: ExpressionReader, findings: Findings, folder: Path, console: Console) -> int:
@@ -42,8 +42,8 @@ def report(reader: ExpressionReader, findings: Findings, folder: Path, console: 
     file = folder / "failures.csv"
     if not write_failures(file, findings.failures, empty=False):
         return 0
-    for failure in findings.failures[:SHOWN]:
-        say(failure.reason)
+    for line in failure_lines(findings.failures):
+        say(line)
     say(f"{len(findings.failures)} could not be read: {file}")
     return 1
 

@@ -29,7 +29,12 @@ from affect.features.arrays import FeatureError, check_finite, check_rows, check
 from affect.features.packed import PACKED, Packed
 from affect.features.provenance import SIDECAR, check_as_packed, encoder_identity, first_difference, read_sidecar, said
 
-EXTRACT_COMMAND = "python tools/extract_features.py --dataset {dataset} --modality {modality} --save_root {root} …"
+EXTRACT_COMMAND = (
+    "python tools/extract_features.py --dataset {dataset} --modality {modality} --save_root {root} --{kind}_encoder "
+    "{encoder} --video_root, with the folder of your clips after it"
+)
+ENCODERS = {Modality.AUDIO: "acoustic", Modality.AU: "au"}
+"""Stream -> kind of its encoder in flags and keys; of all others visual."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,13 @@ class FeatureStore:
             array = self._packed.read(folder, name, spec.dim)
             if array is not None:
                 return array
-        command = EXTRACT_COMMAND.format(dataset=self.dataset, modality=spec.modality, root=self.root.parent)
+        command = EXTRACT_COMMAND.format(
+            dataset=self.dataset,
+            modality=spec.modality,
+            root=self.root.parent,
+            kind=ENCODERS.get(spec.modality, "visual"),
+            encoder=spec.encoder,
+        )
         raise FeatureError(
             f"clip {name!r} has no {spec.modality} features: expected {self.path(spec, name)}; make it with: {command}"
         )

@@ -169,11 +169,12 @@ def _warn_of_emotions(path: Path, records: Sequence[Record]) -> None:
     if told:
         logger.warning(
             "%s: %d of %d records tell the emotion ('Emotion: ...'), which the agent in use never sees; convert them: "
-            "python tools/prepare_au_agent_data.py --jsonl %s --save_root FOLDER",
+            "python tools/prepare_au_agent_data.py --jsonl %s --save_root %s",
             path,
             told,
             len(records),
             path,
+            path.with_name("au_agent"),
         )
 
 

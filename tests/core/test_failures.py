@@ -2,7 +2,7 @@
 
 import csv
 
-from affect.core.failures import Failure, write_failures
+from affect.core.failures import Failure, failure_lines, write_failures
 
 CUT = Failure("a/1.png", "decode", 'broken, "cut"')
 
@@ -35,3 +35,13 @@ def test_without_failures_the_table_is_empty_or_that_of_a_run_before_goes(tmp_pa
 def test_names_that_are_no_utf8_are_written_with_backslashes(tmp_path):
     write_failures(tmp_path / "failures.csv", [Failure("\udce4.png", "decode", "")])
     assert table(tmp_path / "failures.csv")[1][0] == "\\udce4.png"
+
+
+def test_failures_are_told_reason_by_reason():
+    silent = [Failure(f"c{i}", "decode", f"/v/c{i}.mp4: found {i} samples of sound") for i in range(5)]
+    others = [Failure("a", "decode", f"reason {chr(97 + i)}") for i in range(12)]
+    lines = failure_lines([*others[:1], *silent, *others[1:]])
+    assert lines[0] == "5 x decode: /v/c0.mp4: found 0 samples of sound (c0, c1, c2, …)"
+    assert lines[1] == "1 x decode: reason a (a)"
+    assert len(lines) == 11 and lines[-1] == "3 for 3 other reasons"
+    assert failure_lines([]) == []
