@@ -125,8 +125,7 @@ class Journal:
         size = self._file.seek(0, io.SEEK_END)
         self._file.seek(max(0, size - (1 << 20)))
         tail = self._file.read()
-        if tail and not tail.endswith(b"\n"):
-            self._file.truncate(size - (len(tail) - tail.rfind(b"\n") - 1))
+        self._file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
         self._file.seek(0, io.SEEK_END)
 
 
