@@ -110,6 +110,7 @@ def test_muscle_is_told_of_a_movement_a_grade_above_the_others_only():
     assert "(" not in describe_frame({"AU04": 1.4, "AU12": 1.0})
     many = dict.fromkeys(["AU01", "AU07", "AU10", "AU12", "AU25"], 1.0)
     assert len(many) == MOST_UNITS_WITH_MUSCLE
+    assert "(zygomaticus major)" in describe_frame(many | {"AU12": 3.0})
     assert "(" not in describe_frame(many | {"AU04": 3.0})
 
 
