@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.ndimage import gaussian_filter1d
 
+from affect.cli import add_offline
 from affect.core.config import apply_option, flat
 from affect.core.files import atomic_write, write_csv, write_json
 from affect.core.plots import draw_lines
@@ -65,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--steps", type=int, default=100, help="steps of the range test")
     add("--grid", nargs="+", metavar="KEY=A,B", help="values to train with, of one or more settings")
     add("--epochs", type=int, default=3, help="epochs of each training of the grid")
+    add_offline(parser)
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     out = args.out or Path("output/lr_search") / Path(args.cfg_path).stem

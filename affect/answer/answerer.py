@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -30,6 +29,7 @@ from affect.answer.files import (
 from affect.answer.setup import load_model, use_checkpoint
 from affect.core.au_json import AuAnalysis, find_au_json, read_au_json
 from affect.core.failures import Failure
+from affect.core.files import atomic_folder
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Batch, Clip, Modality
 from affect.core.vllm_engine import VllmEngine, import_vllm
@@ -286,10 +286,8 @@ def merged_folder(model: AffectGPT, checkpoint: Path) -> Path:
     if folder.is_dir():
         return folder
     logger.info("merging the adapter of %s into %s", checkpoint, folder)
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
     model.llm = model.llm.merge_and_unload()
-    model.llm.save_pretrained(temporary)
-    model.tokenizer.save_pretrained(temporary)
-    temporary.rename(folder)
+    with atomic_folder(folder) as temporary:
+        model.llm.save_pretrained(temporary)
+        model.tokenizer.save_pretrained(temporary)
     return folder

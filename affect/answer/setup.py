@@ -12,9 +12,9 @@ from peft.tuners.lora import LoraLayer
 from affect.core.device import model_precision, pick_device
 from affect.data.config import Config, ConfigError, DatasetConfig, FeatureConfig, InferenceConfig, read_config
 from affect.data.known_datasets import KNOWN_DATASETS, dataset_name, known_dataset
-from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_state
+from affect.engine.checkpoint import epoch_of, find_checkpoint, list_checkpoints
 from affect.models.affectgpt import AffectGPT, build_affectgpt
-from affect.models.saved import load_weights
+from affect.models.saved import has_weights, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,9 @@ def find_checkpoints(root: str | Path | None, inference: InferenceConfig) -> lis
         raise ConfigError(f"inference.test_epochs: expected first-last, e.g. 10-30, found {inference.test_epochs!r}")
     first, final = int(match[1]), int(match[2])
     saved = list_checkpoints(last.parent, whole_epochs=True)
-    epochs = {checkpoint: read_state(checkpoint).epoch for checkpoint in saved}
+    epochs = {checkpoint: epoch_of(checkpoint) for checkpoint in saved if has_weights(checkpoint)}
+    for checkpoint in [path for path in saved if path not in epochs]:
+        logger.warning("%s: left out, for it has lost files of its weights", checkpoint)
     wanted = range(first, final + 1)
     chosen = [path for path, epoch in epochs.items() if epoch in wanted and epoch % inference.skip_epoch == 0]
     if not chosen:

@@ -7,9 +7,10 @@ Nothing is imported before it is known which command is wanted.
 from __future__ import annotations
 
 import sys
+from argparse import Action, ArgumentParser, Namespace
 from difflib import get_close_matches
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 COMMANDS = {
     "extract": "raw clips to AU JSON, AU sentences and features",
@@ -38,6 +39,21 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(f"error: unknown command {arguments[0]!r}; {hint}")
     sys.argv[0] = f"affect {arguments[0]}"
     door(arguments[0], arguments[1:])
+
+
+class _Offline(Action):
+    """Takes effect as soon as it is read: before any library is imported that reads the variable."""
+
+    def __call__(self, parser: ArgumentParser, args: Namespace, values: Any, option: str | None = None) -> None:
+        from affect.core.weights import go_offline
+
+        go_offline()
+
+
+def add_offline(parser: ArgumentParser) -> None:
+    """Declare --offline, which every command has that may ask a model hub."""
+    what = "ask no model hub; weights come from folders and its cache, as with HF_HUB_OFFLINE=1"
+    parser.add_argument("--offline", action=_Offline, nargs=0, help=what)
 
 
 def door(command: str, arguments: list[str] | None = None) -> NoReturn:

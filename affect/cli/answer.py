@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from affect.cli import answer_clip
+from affect.cli import add_offline, answer_clip
 
 if TYPE_CHECKING:  # --help opens at once
     from affect.data.config import Config, DatasetConfig
@@ -78,6 +78,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="make answers anew that are there")
     add("--attention", action="store_true", help="keep and draw what the queries of the pre-fusion read of each clip")
     add("--show", type=int, default=5, help="answers of a data set to print, and clips to draw the attention of")
+    add_offline(parser)
     answer_clip.add_arguments(parser)
     args = parser.parse_args(arguments)
     answer_clip.check_arguments(parser, args)

@@ -23,6 +23,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from affect.cli import add_offline
 from affect.cli.evaluate_expressions import add_arguments
 from affect.data.known_datasets import Task
 
@@ -73,6 +74,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     sub = command("labels", "labels_report", "find labels in free text by a language model; keep them beside the text")
     sub.add_argument("--pred", type=Path, required=True, nargs="+", help="files of answers: JSON lines or .npz")
     sub.add_argument("--model", required=True, help="folder, hub id or known name of a causal language model")
+    add_offline(sub)
     sub.add_argument("--sentiment", action="store_true", help="go on to positive, negative or neutral")
     sub.add_argument("--wheels", type=Path, required=True, help="tables for comparing with labels that need no model")
     sub.add_argument("--device", default="cpu")

@@ -14,6 +14,8 @@ import logging
 import sys
 from pathlib import Path
 
+from affect.cli import add_offline
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Wire network, images and answers together; return the exit code: 1 where some could not be read."""
@@ -56,6 +58,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--ckpt", help="best.safetensors, last.safetensors or a run's folder; default: predict.ckpt")
     add("--explain", action="store_true", help="draw what in each face spoke for its expression (Grad-CAM)")
     add("--max_frames", type=int, metavar="N", help="with --webcam: stop after N frames instead of at Ctrl+C")
+    add_offline(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, nargs="+", metavar="PATH", help="images and folders of images")
     source.add_argument("--video", type=Path)

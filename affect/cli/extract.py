@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from affect.cli import add_offline
 from affect.core.failures import failure_lines
 from affect.core.schema import STORED_MODALITIES, Modality, check_name
 from extractors.run.session import (
@@ -123,6 +124,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--clips_per_video", type=_positive, default=8, help="sound clips of 2 s")
     add("--dtype", default="float32", choices=["float32", "float16"], help="numbers that features are stored in")
     _add_run_flags(parser)
+    add_offline(parser)
     args = parser.parse_args(arguments)
     check_name(args.dataset, "--dataset")
     args.au_root = args.au_root or args.save_root / "au_json"

@@ -18,6 +18,7 @@ from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from affect.cli import add_offline
 from affect.core.config import parse, read_yaml, task_name
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg-path", required=True, help="YAML configuration")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="settings that override the file")
+    add_offline(parser)
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     content = read_yaml(args.cfg_path)

@@ -168,10 +168,10 @@ def _analysis(path: Path, content: dict[str, Any]) -> AuAnalysis:
     return AuAnalysis(**known, extra=content)
 
 
-def write_au_json(analysis: AuAnalysis, path: str | Path, writer: str = "") -> None:
-    """Write an analysis as JSON, whole or not at all; `writer` as in `affect.core.files.atomic_write`."""
+def write_au_json(analysis: AuAnalysis, path: str | Path) -> None:
+    """Write an analysis as JSON, whole or not at all."""
     content = {"schema_version": SCHEMA_VERSION, **{key: getattr(analysis, key) for key in _FIELDS}, **analysis.extra}
-    with atomic_write(Path(path), writer) as handle:
+    with atomic_write(Path(path)) as handle:
         handle.write(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from affect.core.weights import resolve_weights
+from affect.core.weights import resolve_weights, why_offline
 
 
 def find_weights(name: str | Path, role: str) -> str:
@@ -43,12 +43,14 @@ def find_weights(name: str | Path, role: str) -> str:
 @contextmanager
 def one_sentence(role: str, source: str) -> Iterator[None]:
     """Turn what libraries raise on weights that they cannot load into one ValueError."""
+    offline = why_offline(source)
     try:
         yield
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "trust_remote_code" in str(error):
             reason = "only code of its own can load it, and such code is never run"
+        reason = f"{offline}; {reason}" if offline else reason
         raise ValueError(
             f"{role}: {source} cannot be loaded ({reason}); expected a folder as save_pretrained writes it, or a hub "
             "id that this machine can fetch"

@@ -165,8 +165,9 @@ class RunSettings(Section):
     passing: ClassVar[Set[str]] = {
         *("device", "keep_checkpoints", "log_every", "num_workers", "output_dir", "resume_ckpt_path", "save_every"),
         *("overwrite_output_dir", "trackers", "visualize_training"),
+        *("amp", "compile", "early_stop", "fsdp", "gradient_checkpointing", "max_epoch"),
     }
-    """Keys that may change when a run goes on."""
+    """Keys that may change when a run goes on: what costs time, memory or patience and leaves each step as it is."""
 
     @check(mode="before")
     @classmethod

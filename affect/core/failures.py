@@ -51,12 +51,11 @@ def write_failures(
     item: str = "name",
     seconds: Sequence[float] | None = None,
     empty: bool = True,
-    writer: str = "",
 ) -> bool:
     """Write the table of failures and return whether there are any: name, stage, reason and, where given, seconds.
 
     item: what the table calls its first column; empty: False takes the table of a run before away where there is
-    nothing to list; writer: as atomic_write takes it.
+    nothing to list.
     """
     rows = [[failure.name, failure.stage, failure.reason] for failure in failures]
     if not rows and not empty:
@@ -66,5 +65,5 @@ def write_failures(
     if seconds is not None:
         header.append("seconds")
         rows = [[*row, f"{each:.3f}"] for row, each in zip(rows, seconds, strict=True)]
-    write_csv(Path(path), header, rows, writer)
+    write_csv(Path(path), header, rows)
     return bool(rows)

@@ -1,10 +1,13 @@
-"""Where pretrained weights are: short names that users know -> local folder or hub id."""
+"""Where pretrained weights are: short names that users know -> local folder or hub id; whether a hub is asked."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import sys
+from functools import cache
 from pathlib import Path
+from threading import Thread
 
 from affect.core.reading import parse_yaml, reading
 
@@ -79,3 +82,59 @@ def source_hash(source: str) -> str:
         return weights_hash(snapshot_download(source, local_files_only=True))
     except (OSError, ValueError):
         return ""
+
+
+HUB_SECONDS = 5.0
+"""How long the model hub may take to answer for the first time."""
+
+
+def go_offline() -> None:
+    """Let this process, and those that it starts, ask no model hub: libraries then look in their caches alone."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if hub := sys.modules.get("huggingface_hub.constants"):  # which read the variable when it was imported
+        hub.HF_HUB_OFFLINE = True
+
+
+def why_offline(source: str | Path) -> str:
+    """Return why no hub is asked for weights that are in no local place; nothing where one is, or none is needed.
+
+    A hub that does not answer is not asked again: libraries would each try for a minute.
+    """
+    return "" if Path(source).is_absolute() or Path(source).exists() else _why_offline()
+
+
+@cache
+def _why_offline() -> str:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "no hub is asked (--offline, HF_HUB_OFFLINE)"
+    fault = _fault_of(constants.ENDPOINT)
+    if not fault:
+        return ""
+    go_offline()
+    return f"the hub {constants.ENDPOINT} cannot be reached: {fault}"
+
+
+def _fault_of(endpoint: str) -> str:
+    from http.client import HTTPException  # the help of commands needs none of this
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    found = [f"no answer in {HUB_SECONDS:g} s"]
+
+    def ask() -> None:
+        try:
+            urlopen(Request(endpoint, method="HEAD"), timeout=HUB_SECONDS).close()
+            found[0] = ""
+        except HTTPError as error:  # an answer, too, unless it is a proxy's
+            found[0] = str(error) if error.code in (403, 407) or error.code >= 500 else ""
+        except HTTPException:
+            found[0] = ""
+        except OSError as error:
+            found[0] = str(getattr(error, "reason", error))
+
+    asking = Thread(target=ask, daemon=True)  # looking up a name knows no time limit
+    asking.start()
+    asking.join(HUB_SECONDS)
+    return found[0]

@@ -245,7 +245,7 @@ class RunConfig(RunSettings):
     check_features: bool = True
     """Read every feature once before training; on a million clips that takes minutes, so it can be left out."""
 
-    passing: ClassVar[Set[str]] = RunSettings.passing | {"check_features"}
+    passing: ClassVar[Set[str]] = RunSettings.passing | {"check_features", "val_split"}
     not_needed: ClassVar = {
         "task": "the task at the top of the file says it",
         "lr_sched": "run.scheduler says it",
@@ -354,7 +354,7 @@ class Config(Section):
 
     aliases: ClassVar = also(run="run_cfg")
     uncompared: ClassVar[Set[str]] = {"inference", "evaluation_datasets_cfg"}
-    """Sections that may differ when a run goes on."""
+    """Sections and keys that may differ when a run goes on."""
 
 
 def load_config(path: str | Path, options: list[str] | tuple[str, ...] = ()) -> Config:

@@ -14,21 +14,26 @@ read; older ones are removed only then.
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 
-from affect.core.files import sync_folder
+from affect.core.files import atomic_folder
 from affect.core.reading import read_object, reading
 
 _NAME = re.compile(r"checkpoint_(\d{6})(_step_\d{9})?_loss_(-?\d+\.\d{3}|nan)")
+
+ALL_DONE = "all epochs are done"
+"""Reason of a run that ended where its configuration says."""
 
 
 @dataclass(frozen=True)
@@ -70,39 +75,41 @@ def save_checkpoint(
     """
     stem = f"checkpoint_{state.epoch:06d}" + (f"_step_{state.step:09d}" if inside else "")
     folder = run_folder / f"{stem}_loss_{state.loss:.3f}"
+    if folder in list_checkpoints(run_folder):  # the one that the run went on from, and it made no step since
+        return folder
     for left in run_folder.glob(".checkpoint_*"):  # by a process that was killed
-        shutil.rmtree(left)
-    temporary = run_folder / f".{folder.name}.partial"
+        shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # half removed by an earlier version
     try:
-        temporary.mkdir(parents=True)
-        write(temporary)
-        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
-        _flush(temporary)
-        for other in run_folder.glob(f"{stem}_loss_*"):
-            _drop(other)
-        temporary.rename(folder)
-        sync_folder(run_folder)
-    except (OSError, RuntimeError) as error:  # the latter is torch's word for a disk that is full
-        shutil.rmtree(temporary, ignore_errors=True)
-        last = (list_checkpoints(run_folder) or [None])[-1]
-        kept = f"the last one, {last.name}, is whole" if last else "none was written before"
-        reason = " ".join(str(error).split())
-        raise OSError(f"{folder}: the checkpoint cannot be written ({reason}); is the disk full? {kept}") from None
+        with atomic_folder(folder) as temporary:
+            write(temporary)
+            (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
+    except (OSError, RuntimeError, SafetensorError) as error:  # all are words for a disk that is full
+        raise _not_written(run_folder, "the checkpoint", error) from None
     whole = list_checkpoints(run_folder, whole_epochs=True)
-    best = [path for path in whole if int(_NAME.fullmatch(path.name)[1]) == state.best_epoch]
+    best = [path for path in whole if epoch_of(path) == state.best_epoch]
     for path in list_checkpoints(run_folder):
-        if path not in (*whole[-keep:], *best, folder):
+        if path != folder and (path not in (*whole[-keep:], *best) or path.name.startswith(f"{stem}_loss_")):
             _drop(path)
     return folder
 
 
-def _flush(folder: Path) -> None:
-    """Wait until every file below a folder is on disk."""
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with Path(place, name).open("rb") as handle:
-                os.fsync(handle.fileno())
-        sync_folder(Path(place))
+@contextmanager
+def full_disk_told(run_folder: Path) -> Iterator[None]:
+    """Say in one sentence what is left of a run that the disk has no room for (raises OSError)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise _not_written(run_folder, "what comes of the run", error) from None
+
+
+def _not_written(run_folder: Path, what: str, error: Exception) -> OSError:
+    last = (list_checkpoints(run_folder) or [None])[-1]
+    kept = f"the last one, {last.name}, is whole, and the same command goes on from it" if last else "none was written"
+    reason = " ".join(str(error).split())
+    return OSError(f"{run_folder}: {what} cannot be written ({reason}); is the disk full? Of checkpoints {kept}")
 
 
 def _drop(checkpoint: Path) -> None:
@@ -118,6 +125,11 @@ def list_checkpoints(run_folder: Path, whole_epochs: bool = False) -> list[Path]
         return []
     matches = ((_NAME.fullmatch(path.name), path) for path in run_folder.iterdir() if (path / "state.json").is_file())
     return sorted(path for match, path in matches if match and not (whole_epochs and match[2]))
+
+
+def epoch_of(checkpoint: Path) -> int:
+    """Return how many epochs were completed at a checkpoint, from its name."""
+    return int(_NAME.fullmatch(checkpoint.name)[1])
 
 
 def find_checkpoint(root: str | Path, name: str | None = None, epoch: int | None = None) -> Path:
@@ -136,7 +148,7 @@ def find_checkpoint(root: str | Path, name: str | None = None, epoch: int | None
     if epoch is None:
         return checkpoints[-1]
     whole = list_checkpoints(checkpoints[0].parent, whole_epochs=True)
-    by_epoch = {read_state(checkpoint).epoch: checkpoint for checkpoint in whole}
+    by_epoch = {epoch_of(checkpoint): checkpoint for checkpoint in whole}
     if epoch in by_epoch:
         return by_epoch[epoch]
     epochs = ", ".join(map(str, by_epoch)) or "none that was completed"

@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from affect.core.config import save_yaml
-from affect.engine.checkpoint import TrainState, read_state, save_checkpoint
+from affect.engine.checkpoint import ALL_DONE, TrainState, full_disk_told, read_state, save_checkpoint
 from affect.engine.curves import draw_epoch
 from affect.engine.launch import agreed, check_trackers, start_accelerator, start_trackers
 from affect.engine.metrics import Metrics, numbers_of
@@ -62,7 +62,7 @@ def run_task(task: Task, config: Any, folder: Path, checkpoint: Path | None, acc
     checkpoint: where to go on from. Returns the last state, not `finished` when SIGTERM came: then a checkpoint of
     that very step was written. Raises FloatingPointError naming the samples of a step whose loss is not finite.
     """
-    with ExitStack() as stack:
+    with full_disk_told(folder), ExitStack() as stack:
         run = start(task, config, folder, checkpoint, accelerator, stack)
         if task.validates_first and checkpoint is None:
             run.enter(run.trainer.validate(run.stop) or {})
@@ -112,7 +112,7 @@ def _where(state: TrainState, per_epoch: int, total: int) -> TrainState:
         step, sums = state.step, state.sums
     else:
         step, sums = min(begin, total), {}
-    reason = "all epochs are done" if step >= total and not sums else ""
+    reason = ALL_DONE if step >= total and not sums else ""
     return replace(state, step=step, sums=sums, reason=reason, finished=bool(reason))
 
 
@@ -268,7 +268,7 @@ def judged(state: TrainState, task: Task, over: bool) -> TrainState:
     score, sign = found.get(watched.score), 1 if watched.higher else -1
     if score is not None and (state.best_score is None or sign * score > sign * state.best_score):
         state = replace(state, best_epoch=state.epoch, best_score=score)
-    best, reason = state.best_epoch or 0, "all epochs are done" if over else ""
+    best, reason = state.best_epoch or 0, ALL_DONE if over else ""
     if not over and patience and watched.score in found and state.epoch - best >= patience:
         reason = f"no better {watched.told} than that of epoch {best} in {patience} epochs"
     return replace(state, reason=reason, finished=bool(reason))

@@ -16,7 +16,7 @@ except ImportError:  # not on Windows, where nothing is locked
     fcntl = None
 
 from affect.core.config import ConfigError, flat, parse, read_yaml
-from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_state
+from affect.engine.checkpoint import ALL_DONE, find_checkpoint, list_checkpoints, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,11 @@ def choose_folder(config: Any, name: str) -> tuple[Path, Path | None, str]:
     asked = _asked(Path(config.run.resume_ckpt_path)) if config.run.resume_ckpt_path else None
     if asked and (last is None or read_state(last).step < read_state(asked).step):
         return folder, asked, ""
-    return folder, last, read_state(last).reason if last and read_state(last).finished else ""
+    reason = _over(config, last) if last else ""
+    for key, (before, now) in _changes(config, last).items() if last and not reason else ():
+        if _run_key(key) in config.run.passing:
+            logger.info("%s goes on with %s %s, before %s", folder, key, now, before)
+    return folder, last, reason
 
 
 def _asked(path: Path) -> Path:
@@ -56,11 +60,15 @@ def _asked(path: Path) -> Path:
 
 
 def _named(config: Any, name: str) -> Path:
-    root = Path("output") / name
+    root, others = Path("output") / name, []
     for folder in sorted(root.glob(f"{name}_*"), reverse=True):
         last = (list_checkpoints(folder) or [None])[-1]
-        if last and not read_state(last).finished and not differing_keys(config, last):
-            return folder
+        if last and not _over(config, last):
+            if not (differing := differing_keys(config, last)):
+                return folder
+            others.append((folder, ", ".join(differing)))
+    if others:
+        logger.info("%s has other settings (%s), so a new run begins", *others[0])
     folder = new = root / f"{name}_{datetime.now():%Y%m%d%H%M}"
     number = 1
     while new.exists():  # two runs of one minute
@@ -87,15 +95,32 @@ def _older(folder: Path) -> str:
 
 def differing_keys(config: Any, checkpoint: Path) -> list[str]:
     """Return the keys in which a checkpoint's configuration differs, but for those that may change."""
-    content, where = read_yaml(checkpoint / "config.yaml"), str(checkpoint / "config.yaml")
+    may = {*config.uncompared, *config.run.passing}
+    return [key for key in _changes(config, checkpoint) if may.isdisjoint((key, _run_key(key), key.split(".")[0]))]
+
+
+def _changes(config: Any, checkpoint: Path) -> dict[str, tuple[Any, Any]]:
+    """Return key -> value there and value here where a checkpoint's configuration differs."""
+    path = checkpoint / "config.yaml"
     try:
-        there = parse(type(config), content, where)
-    except ConfigError:
-        return ["task"] if content.get("task", "affectgpt") != config.task else ["config.yaml cannot be read"]
-    here, there = (flat(c.model_dump(mode="json", exclude=set(config.uncompared))) for c in (config, there))
-    passing = config.run.passing
-    keys = sorted(here.keys() | there.keys())
-    return [k for k in keys if k.removeprefix("run.") not in passing and here.get(k) != there.get(k)]
+        there = parse(type(config), read_yaml(path), str(path))
+    except ConfigError as error:
+        return {str(error).splitlines()[0]: ("", "")}
+    before, now = (flat(each.model_dump(mode="json")) for each in (there, config))
+    keys = sorted(before.keys() | now.keys())
+    return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
+
+
+def _run_key(key: str) -> str:
+    return key.removeprefix("run.")  # which is all of a flat file
+
+
+def _over(config: Any, checkpoint: Path) -> str:
+    """Return why the run of a checkpoint is over; nothing where it is not, or it is now to go on for longer."""
+    state, changes = read_state(checkpoint), _changes(config, checkpoint)
+    before, now = next((found for key, found in changes.items() if _run_key(key) == "max_epoch"), (0, 0))
+    patience = state.reason != ALL_DONE and any(_run_key(key) == "early_stop" for key in changes)
+    return state.reason if state.finished and not (now > before or patience) else ""
 
 
 @contextmanager

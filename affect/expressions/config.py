@@ -6,7 +6,7 @@ the section that knows it, so `--options lr=5e-4 epochs=50` works.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -218,8 +218,8 @@ class FerConfig(Section):
     predict: PredictConfig = Field(default_factory=PredictConfig)
 
     flat_options: ClassVar[bool] = True
-    uncompared: ClassVar[frozenset[str]] = frozenset(["predict"])
-    """Section that does not make a run another one."""
+    uncompared: ClassVar[Set[str]] = {"predict", "model.channels_last", "model.compile", "model.grad_checkpointing"}
+    """Sections and keys that do not make a run another one."""
 
     @check(mode="after")
     def _batches_have_statistics(self) -> FerConfig:

@@ -51,7 +51,7 @@ def save_model(path: Path, weights: dict[str, Tensor], card: ModelCard) -> None:
     """Write weights and card whole or not at all."""
     header = {"format": FORMAT, "affect": version("affect"), "card": _CARD.dump_json(card).decode()}
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    with atomic_write(path, writer="partial") as handle:  # a run's main process alone writes
+    with atomic_write(path) as handle:
         handle.write(save(plain, metadata=header))
 
 

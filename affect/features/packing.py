@@ -103,7 +103,7 @@ def unpack(root: Path, folders: Collection[str] = ()) -> PackReport:
                     _unpack(txn, root, name, folder, report)
         for folder in filter(Path.is_dir, (root / name for name in wanted)):
             if packed[folder.name] and not (folder / SIDECAR).is_file():
-                with atomic_write(folder / SIDECAR, "unpack") as handle:
+                with atomic_write(folder / SIDECAR) as handle:
                     handle.write(json.dumps(packed[folder.name], indent=1, sort_keys=True).encode())
             sync_folder(folder)
         if not report.refused:
@@ -243,7 +243,7 @@ def _unpack(txn: lmdb.Transaction, root: Path, name: str, folder: str, report: P
         content = find(txn, array_key(name, folder), where)
         if content is None:
             raise FeatureError(f"{where}: expected an array, found none; bring the packed features back from a copy")
-        with atomic_write(path, "unpack") as handle:
+        with atomic_write(path) as handle:
             handle.write(content)
         if read_bytes(path) != content:
             raise FeatureError(f"{path}: expected the bytes that were written, found others; look after the disk")

@@ -87,8 +87,6 @@ class FeatureStore:
 
     root: Path
     dataset: str
-    writer: str = ""
-    """Name of the one process that writes with it (see `affect.core.files.atomic_write`)."""
     _checked: dict[str, FeatureSpec] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Folder -> what its sidecar was found to fit."""
     _written: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -99,8 +97,6 @@ class FeatureStore:
 
     def __post_init__(self) -> None:
         check_name(self.dataset, "dataset name")
-        if self.writer:
-            check_name(self.writer, "name of the writer")
         root = Path(self.root)
         # users name either the common root or the data set's own folder
         self.root = root if root.name.lower() == self.dataset.lower() else root / self.dataset.lower()
@@ -169,7 +165,7 @@ class FeatureStore:
         check_rows(array, spec.dim, str(path))
         check_finite(array, str(path))
         self.declare(spec, provenance)
-        with atomic_write(path, self.writer) as handle:
+        with atomic_write(path) as handle:
             np.save(handle, np.ascontiguousarray(array), allow_pickle=False)
         return path
 
@@ -190,7 +186,7 @@ class FeatureStore:
                 "use another --save_root, or delete the folder (if it is packed, unpack it first) to make it anew"
             )
         if not there:
-            with atomic_write(path, self.writer) as handle:
+            with atomic_write(path) as handle:
                 handle.write(json.dumps(content, indent=1, sort_keys=True).encode())
         self._written[spec.folder] = content
 

@@ -22,6 +22,11 @@ def save_weights(folder: Path, model: AffectGPT, fusion: dict[str, Tensor], adap
     model.llm.save_pretrained(folder / "adapter", state_dict=adapter)
 
 
+def has_weights(checkpoint: Path) -> bool:
+    """Whether all files of weights are there; earlier versions, when killed, left checkpoints half removed."""
+    return all((checkpoint / part).is_file() for part in ("fusion.safetensors", "adapter/adapter_model.safetensors"))
+
+
 def load_weights(checkpoint: Path, model: AffectGPT) -> None:
     """Load fusion weights and LoRA adapter into a model of the same shape.
 

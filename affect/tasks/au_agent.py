@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from affect.core.causal_lm import add_lora, load_causal_lm, load_tokenizer, stop_tokens
-from affect.core.files import write_json
+from affect.core.files import usual_rights, write_json
 from affect.core.plots import draw_lines
 from affect.data.sampling import StepBatches
 from affect.engine.launch import PRECISION
@@ -120,6 +120,7 @@ class AgentTask(LanguageTask):
         """Draw the curves; write the adapter to keep and, at the end, the figures."""
         if best if self.run.load_best_model_at_end else last:
             self.save(folder, weights)
+            usual_rights(folder / "adapter_model.safetensors")
         steps, _ = read_metrics(folder)
         self._draw(folder / "loss_curves.png", steps, history)
         if last:

@@ -143,8 +143,13 @@ class AgentConfig(RunSettings):
         "ddp_find_unused_parameters": _ALWAYS,
         "remove_unused_columns": "there are none",
     }
-    passing: ClassVar[Set[str]] = RunSettings.passing - {"save_every"}
-    uncompared: ClassVar[tuple[str, ...]] = ()
+    uncompared: ClassVar[Set[str]] = frozenset()
+
+    @property
+    def passing(self) -> Set[str]:
+        """Keys that may change when a run goes on; an epoch is the whole run where nothing divides it."""
+        undivided = {"max_epoch"} if self.eval_strategy == self.save_strategy == "no" else set()
+        return RunSettings.passing - {"save_every"} - undivided | {"bf16", "fp16", "per_device_eval_batch_size"}
 
     @property
     def run(self) -> AgentConfig:

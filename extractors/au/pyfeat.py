@@ -17,6 +17,7 @@ import pandas as pd
 
 from affect.core.au_json import AuAnalysis
 from affect.core.facs import ACTION_UNITS
+from affect.core.weights import why_offline
 from extractors.au.openface import CONFIDENCE, analyse_table, frame_table
 from extractors.media.decode import read_video
 
@@ -34,6 +35,7 @@ def _detector() -> Any:
     """Load the face, landmark and action unit models; those of emotion, identity and gaze are not needed."""
     import feat
 
+    why_offline("py-feat")  # which then asks no hub that does not answer
     try:
         return feat.Detectorv1(au_model="xgb", emotion_model=None, identity_model=None, gaze_model=None, device="auto")
     except OSError as error:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from affect.core.device import half_precision
+from affect.core.weights import why_offline
 
 # what the libraries raise on folders and models that are not what they expect
 _LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError)
@@ -55,6 +56,7 @@ class PretrainedEncoder:
     def __init__(self, name: str, source: str, device: str, precision: str | None) -> None:
         self.name = name
         self._source, self._device, self._dtype = source, device, numbers(device, precision)
+        self._offline = why_offline(source)
 
     @torch.inference_mode()
     def __call__(self, items: Sequence[Sequence[Any] | None]) -> list[np.ndarray]:
@@ -79,6 +81,9 @@ class PretrainedEncoder:
             return load()
         except _LIBRARY_ERRORS as error:
             absent = Path(self._source).is_absolute() and not Path(self._source).exists()
+            reason = "no such folder" if absent else _reason(error)
+            if self._offline:
+                reason = f"{self._offline}; {reason.split('. ')[0]}"
             hint = "download the weights"
             if self.name.isidentifier():
                 hint += (
@@ -86,8 +91,7 @@ class PretrainedEncoder:
                     "that AFFECT_WEIGHTS names"
                 )
             raise WeightsError(
-                f"encoder {self.name}: no usable weights at {self._source!r} "
-                f"({'no such folder' if absent else _reason(error)}); "
+                f"encoder {self.name}: no usable weights at {self._source!r} ({reason}); "
                 f"expected a local folder or a hub id that can be reached: {hint}"
             ) from error
 

@@ -63,7 +63,7 @@ def run(session: Session, names: Sequence[str], workers: ClipWorkers | None = No
     """
     start = time.monotonic()
     settings, store = session.settings, session.store
-    with Journal(store.root, store.writer) as journal:
+    with Journal(store.root, session.writer) as journal:
         earlier = {name: state.failures for name, state in read_states(store.root).items()}
         with nullcontext(workers) if workers else ClipWorkers(settings.workers, settings.time_limit) as pool:
             report = extract(session, names, pool, journal, earlier)
@@ -134,7 +134,7 @@ def sum_up(session: Session, names: Sequence[str], report: RunReport) -> None:
     states: dict[str, ClipRecord] = {}
     with suppress(*([OSError] if report.stopped else [])), tables_locked(root):
         states = read_states(root)
-        write_tables(root, states, session.store.writer)
+        write_tables(root, states)
     states = states or read_states(root)  # a full disk has no room for the lock either
     known = [(name, states[name]) for name in names if name in states]
     report.faceless = [name for name, state in known if state.faceless]
@@ -360,7 +360,7 @@ def write_clip(session: Session, result: ClipResult) -> ClipResult:
         if settings.au_root and (result.measured or "au_text" in result.made):
             with _noting(result, "au_json"):
                 path = au_json_path(settings.au_root, settings.dataset, result.name)
-                write_au_json(result.analysis, path, session.store.writer)
+                write_au_json(result.analysis, path)
                 result.made += ["au_json"] if result.measured else []
         for stream, array in result.features.items():
             with _noting(result, stream):

@@ -146,7 +146,7 @@ def tables_locked(root: Path) -> Iterator[None]:
         yield
 
 
-def write_tables(root: Path, states: dict[str, ClipRecord], writer: str) -> None:
+def write_tables(root: Path, states: dict[str, ClipRecord]) -> None:
     """Write clips.csv, one row a clip, and failures.csv, one row a failure."""
     clips = (
         [
@@ -160,14 +160,14 @@ def write_tables(root: Path, states: dict[str, ClipRecord], writer: str) -> None
         for name, state in states.items()
     )
     header = ["name", "status", "faceless", "silent", "reader", *(f"{stage}_s" for stage in STAGES)]
-    write_csv(root / CLIP_TABLE, header, clips, writer)
+    write_csv(root / CLIP_TABLE, header, clips)
     failures = [
         (Failure(name, stage, reason), sum(state.seconds.values()))
         for name, state in states.items()
         for stage, (reason, _) in state.failures.items()
     ]
     seconds = [each for _, each in failures]
-    write_failures(root / FAILURE_TABLE, (failure for failure, _ in failures), "clip", seconds, writer=writer)
+    write_failures(root / FAILURE_TABLE, (failure for failure, _ in failures), "clip", seconds)
 
 
 _RECORD = TypeAdapter(ClipRecord)

@@ -162,7 +162,7 @@ class ClipTask:
 class Session:
     """What a run works with; weights are loaded once, when they are first needed.
 
-    writer: name of the one process that writes with its store; describe: a maker of AU sentences instead of the
+    writer: name of this process's log of clips; describe: a maker of AU sentences instead of the
     one that the settings name; build: makes an encoder of modality, name, device and precision instead of
     `build_encoder`.
     """
@@ -175,7 +175,8 @@ class Session:
         build: Callable[[Modality, str, str, str | None], Encoder] | None = None,
     ) -> None:
         self.settings = settings
-        self.store = FeatureStore(settings.save_root, settings.dataset, writer=writer)
+        self.writer = writer
+        self.store = FeatureStore(settings.save_root, settings.dataset)
         self._describe = describe
         self._build = build
         self._encoders: dict[tuple[str, str, str | None], Encoder] = {}

@@ -26,7 +26,7 @@ CLIPS_PER_PROCESS = 500
 
 
 class ClipWorkers:
-    """A pool of processes for `prepare_clip`; a worker that hangs or dies costs its clip only.
+    """A pool of processes for `prepare_clip`; a worker that hangs, or dies twice of a clip, costs that clip only.
 
     time_limit: seconds that one clip may take; ahead: most clips that are held, waiting, running or done.
     """
@@ -65,6 +65,7 @@ class ClipWorkers:
                 future.cancel()
 
     def _prepare(self, tasks: Iterator[ClipTask], running: dict[Future, ClipTask]) -> Iterator[ClipResult]:
+        died: set[str] = set()
         while True:
             while len(running) < self._ahead and (task := next(tasks, None)) is not None:
                 running[self._start(task)] = task
@@ -84,7 +85,11 @@ class ClipWorkers:
                     clip = _failed(task, f"it took longer than {limit:g} s; re-encode the clip or raise --time_limit")
                     clip.seconds["decode"] = limit if task.reader == "auto" else 2 * limit  # decord's time first
                 except ProcessExpired as error:
-                    clip = _failed(task, f"decoding ended its process ({error}); re-encode the clip")
+                    if task.name not in died:  # it may have been in the way of somebody who wanted its memory
+                        died.add(task.name)
+                        running[self._start(task)] = task
+                        continue
+                    clip = _failed(task, f"decoding ended its process twice ({error}); re-encode the clip")
                 except Exception as error:  # whatever a library raises on one clip, the others go on
                     clip = _failed(task, reason_of(error))
                 yield clip

@@ -13,11 +13,13 @@ from affect.engine.checkpoint import TrainState
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """A run with checkpoints of epochs 3 to 8, which hold no weights."""
+    """A run with checkpoints of epochs 3 to 8, whose files of weights are empty."""
     names = {field.name for field in dataclasses.fields(TrainState)}
     for epoch in range(3, 9):
         folder = tmp_path / "run" / f"checkpoint_{epoch:06d}_loss_0.500"
-        folder.mkdir(parents=True)
+        (folder / "adapter").mkdir(parents=True)
+        for weights in ("fusion.safetensors", "adapter/adapter_model.safetensors"):
+            (folder / weights).touch()
         state = {"epoch": epoch, "step": epoch, "loss": 0.5, "finished": False}
         (folder / "state.json").write_text(json.dumps({key: value for key, value in state.items() if key in names}))
         save_config(Config(), folder / "config.yaml")
@@ -36,6 +38,15 @@ def test_one_checkpoint_answers_or_those_of_some_epochs(run):
     assert epochs(run / "checkpoint_000003_loss_0.500", test_epochs="4-6") == [3]
     unset = parse_config({"inference": {"test_epochs": "xxx-xxx", "test_epoch": "xxx", "skip_epoch": 1}}, "x").inference
     assert len(find_checkpoints(run, unset)) == 1
+
+
+@pytest.mark.parametrize("lost", ["fusion.safetensors", "adapter/adapter_model.safetensors", "state.json"])
+def test_a_checkpoint_that_is_half_removed_stops_no_others(run, lost, caplog):
+    (run / "checkpoint_000005_loss_0.500" / lost).unlink()
+    (run / "checkpoint_000006_loss_0.500" / "state.json").write_text('{"epo')
+    assert epochs(run, test_epochs="4-6") == [4, 6]
+    assert epochs(run, test_epoch=4) == [4]
+    assert ("checkpoint_000005_loss_0.500: left out" in caplog.text) == lost.endswith("safetensors")
 
 
 def test_epochs_that_are_none_or_not_there_are_named(run):

@@ -26,11 +26,12 @@ def helped(code: str, *arguments: str) -> tuple[str, set[str]]:
     return done.stdout.decode(), HEAVY & set(done.stderr.decode().rpartition("IMPORTED")[2].split())
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "export onnx", "export checkpoint"])
+@pytest.mark.parametrize("command", [*COMMANDS, "export onnx", "export checkpoint", "evaluate labels"])
 def test_help_of_a_command_opens_without_heavy_packages(command):
     text, imported = helped("from affect.cli import main; main()", *command.split())
     assert text.startswith("usage:")
     assert not imported
+    assert ("--offline" in text) == (command in ("extract", "train", "answer", "evaluate labels"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,39 +1,81 @@
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from affect.core import files
-from affect.core.files import atomic_write
+from affect.core.files import atomic_folder, atomic_write
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "folder" / "file.bin"
+@pytest.fixture(params=["no name until it is whole", "a random name"])
+def path(request, tmp_path, monkeypatch) -> Path:
+    """A file to write, on a file system of either kind."""
+    if request.param == "a random name":
+        monkeypatch.delattr(os, "O_TMPFILE")
+    return tmp_path / "folder" / "file.bin"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(path):
     with atomic_write(path) as handle:
         handle.write(b"old")
     with pytest.raises(RuntimeError), atomic_write(path) as handle:
         handle.write(b"half of the new")
         raise RuntimeError
     assert path.read_bytes() == b"old"
-    assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
+    assert names(path.parent) == ["file.bin"]
 
 
-def test_what_a_killed_process_left_is_replaced_by_its_next_run(tmp_path):
-    path = tmp_path / "file.bin"
-    (tmp_path / ".file.bin.worker-1").write_bytes(b"a long half of the last run")
-    with atomic_write(path, "worker-1") as handle:
-        handle.write(b"new")
-        assert {p.name for p in tmp_path.iterdir()} == {".file.bin.worker-1"}
-    assert path.read_bytes() == b"new"
-    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+def test_a_process_that_is_killed_while_it_writes_leaves_nothing(tmp_path):
+    for path in (tmp_path / "new", Path(__file__)):
+        before = path.read_bytes() if path.exists() else None
+        if not (child := os.fork()):
+            with atomic_write(path) as handle:
+                handle.write(b"half")
+                handle.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        assert (path.read_bytes() if path.exists() else None) == before
+        assert not [name for name in names(path.parent) if name.startswith(".unfinished")]
 
 
-def test_two_writers_do_not_meet(tmp_path):
-    path = tmp_path / "file.bin"
-    with atomic_write(path, "a") as one, atomic_write(path, "b") as other:
+def test_the_umask_is_respected(path):
+    before = os.umask(0o027)
+    try:
+        for _ in range(2):  # a new file, then one that is replaced
+            with atomic_write(path) as handle:
+                handle.write(b"x")
+            assert path.stat().st_mode & 0o777 == 0o640
+        with atomic_folder(path.with_name("checkpoint")) as folder:
+            (folder / "weights").touch(0o600)  # as safetensors does
+        assert (path.with_name("checkpoint") / "weights").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
+
+
+def test_a_planted_link_is_not_followed(path, monkeypatch):
+    path.parent.mkdir()
+    victim = path.with_name("victim")
+    for name in (".unfinished-0", path.name, ".checkpoint.partial"):
+        path.with_name(name).symlink_to(victim)
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "0")
+    with pytest.raises(FileExistsError), atomic_write(path) as handle:
+        handle.write(b"x")
+    with pytest.raises(FileExistsError), atomic_folder(path.with_name("checkpoint")) as folder:
+        (folder / "weights").touch()
+    assert not victim.exists()
+
+
+def test_two_writers_do_not_meet(path):
+    with atomic_write(path) as one, atomic_write(path) as other:
         one.write(b"one")
         other.write(b"other")
     assert path.read_bytes() == b"one"
-    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+    assert names(path.parent) == ["file.bin"]
 
 
 def test_a_shipped_file_is_found_from_any_folder_unless_one_of_its_name_is_here(tmp_path, monkeypatch):

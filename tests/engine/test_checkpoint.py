@@ -2,13 +2,18 @@
 
 import fcntl
 import json
+import os
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 import affect.engine.checkpoint
 from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_state
+from affect.engine.metrics import Metrics
 from affect.engine.run_folder import locked
 from toy_task import ToyTask, toy_losses, toy_run, train_toy
 
@@ -60,20 +65,43 @@ def test_a_checkpoint_every_so_many_steps_lasts_until_its_epoch_ends(tmp_path, m
     assert on.ended == [(1, True, False), (2, on.ended[1][1], True)]
 
 
-def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(tmp_path, monkeypatch):
-    def full(folder):
-        raise OSError(28, "No space left on device")
+@contextmanager
+def room(size: int | None) -> Iterator[None]:
+    """Let no file grow beyond a size, as on a full disk; or, without one, let the next line of metrics not fit."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.MonkeyPatch.context() as patch:
+        if size:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        else:
+            patch.setattr(Metrics, "write", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    config = toy_run(tmp_path / "run", max_epoch=1)
-    train_toy(config)
+
+@pytest.mark.parametrize(
+    ("size", "what"),
+    [(2000, "the checkpoint"), (5000, "the checkpoint"), (None, "what comes of the run")],
+    ids=["safetensors", "torch", "metrics"],
+)
+def test_a_full_disk_is_one_sentence_the_last_checkpoint_is_whole_and_the_run_goes_on(tmp_path, size, what):
+    settings = {"scheduler": "constant", "max_epoch": 1}
+    train_toy(toy_run(tmp_path / "run", **settings))
     (kept,) = list_checkpoints(tmp_path / "run")
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
-    monkeypatch.setattr(affect.engine.checkpoint, "_flush", full)
-    with pytest.raises(OSError, match=r"cannot be written \(.*No space left on device\); is the disk full\?") as error:
-        train_toy(toy_run(tmp_path / "on", resume_ckpt_path=str(kept)))
-    assert "none was written before" in str(error.value) and "\n" not in str(error.value)
+    settings["max_epoch"] = 2
+    with (
+        room(size),
+        pytest.raises(OSError, match=rf"run: {what} cannot be written \(.*\); is the disk full\?") as error,
+    ):
+        train_toy(toy_run(tmp_path / "run", **settings))
+    assert f"the last one, {kept.name}, is whole" in str(error.value) and "\n" not in str(error.value)
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
-    assert entries(tmp_path / "on") == [".lock", "config.yaml", "metrics.jsonl"]
+    assert [name for name in entries(tmp_path / "run") if name.startswith(".")] == [".lock"]
+    train_toy(toy_run(tmp_path / "run", **settings))
+    train_toy(toy_run(tmp_path / "whole", **settings))
+    assert toy_losses(tmp_path / "run") == toy_losses(tmp_path / "whole")
 
 
 def test_old_checkpoints_go_only_when_the_new_one_is_in_place(tmp_path, monkeypatch):

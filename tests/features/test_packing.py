@@ -43,8 +43,15 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
         return call
 
-    paths = [(Path, name) for name in ("replace", "unlink", "rmdir", "mkdir", "chmod", "open")]
-    for owner, name in [(os, "fsync"), (packing, "put"), (packing, "set_clip"), (packing, "write_head"), *paths]:
+    paths = [(Path, name) for name in ("replace", "unlink", "rmdir", "mkdir", "open")]
+    for owner, name in [
+        (os, "fsync"),
+        (os, "link"),
+        (packing, "put"),
+        (packing, "set_clip"),
+        (packing, "write_head"),
+        *paths,
+    ]:
         monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
     monkeypatch.setattr(packing, "TOGETHER", 4)
 

@@ -168,22 +168,6 @@ def test_a_folder_deleted_in_the_middle_of_a_run_gets_its_sidecar_again(tmp_path
     assert store.provenance(FRAME)["weights"] == "1"
 
 
-def test_a_killed_writer_leaves_nothing_after_its_next_run(tmp_path):
-    store = FeatureStore(tmp_path, "meld", writer="shard-0")
-    path = store.path(FRAME, "a")
-    path.parent.mkdir(parents=True)
-    for left in (".a.npy.shard-0", ".provenance.json.shard-0"):
-        path.with_name(left).write_bytes(b"half")
-    assert store.missing(FRAME, ["a"]) == ["a"]
-    store.write(FRAME, "a", np.ones((8, 4), np.float32), {})
-    assert sorted(p.name for p in path.parent.iterdir()) == ["a.npy", "provenance.json"]
-
-
-def test_writer_cannot_be_a_path(tmp_path):
-    with pytest.raises(ValueError, match="name of the writer"):
-        FeatureStore(tmp_path, "meld", writer="../x")
-
-
 def test_what_is_there_is_known_without_reading_it(tmp_path):
     store = FeatureStore(tmp_path, "meld")
     store.write(FRAME, "a", np.zeros((0, 4), np.float32), {})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from affect.core.config import ConfigError
+from affect.core.weights import why_offline
 from affect.expressions.config import ImageModelConfig
 from affect.expressions.models.base import ExpressionModel
 
@@ -83,6 +84,7 @@ def _create(config: ImageModelConfig) -> nn.Module:
     known = timm.get_pretrained_cfg(name)
     if known is not None and known.fixed_input_size and known.input_size[-1] != config.input_size:
         options["model.img_size"] = ("img_size", config.input_size)
+    offline = why_offline(f"timm/{name}") if config.pretrained else ""
     given = {key: value for key, value in options.items() if value[1] is not None}
     try:
         return timm.create_model(name, pretrained=config.pretrained, num_classes=0, **dict(given.values()))
@@ -90,6 +92,7 @@ def _create(config: ImageModelConfig) -> nn.Module:
         raise ConfigError(f"model.backbone {name} does not take one of {', '.join(given)} ({error})") from None
     except (OSError, RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = f"{offline}; {first}" if offline else first
         what = "its pretrained weights could not be had" if config.pretrained else "could not be built"
         raise ConfigError(
             f"model.backbone {name}: {what} ({first}); "

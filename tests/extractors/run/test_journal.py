@@ -110,7 +110,7 @@ def test_a_later_run_takes_back_failures_of_what_it_tried_and_no_others(tmp_path
 def test_the_tables_sum_up_every_worker(tmp_path):
     note(tmp_path, "0of2", ClipRecord("a", seconds={"decode": 1.5, "write": 0.25}))
     note(tmp_path, "1of2", ClipRecord("b", failures={"frame": ('an, "odd" reason', "")}, seconds={"decode": 2.0}))
-    write_tables(tmp_path, read_states(tmp_path), "0of2")
+    write_tables(tmp_path, read_states(tmp_path))
     clips = {row["name"]: row for row in rows(tmp_path / "clips.csv")}
     assert (clips["a"]["status"], clips["b"]["status"]) == ("done", "failed")
     assert (clips["a"]["decode_s"], clips["a"]["write_s"], clips["a"]["encode_s"]) == ("1.500", "0.250", "")

@@ -1,6 +1,7 @@
 """Worker processes: what hangs or dies costs its own clip only."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from extractors.run.session import ClipTask, Settings
 from extractors.run.workers import ClipWorkers
 
 
-def task(name: str, reader: str = "auto") -> ClipTask:
-    return ClipTask(Settings(dataset="toy"), name, (Modality.FRAME,), reader=reader)
+def task(name: str, reader: str = "auto", video: Path | None = None) -> ClipTask:
+    return ClipTask(Settings(dataset="toy"), name, (Modality.FRAME,), video=video, reader=reader)
 
 
 def stand_in(task: ClipTask) -> ClipResult:
@@ -24,6 +25,9 @@ def stand_in(task: ClipTask) -> ClipResult:
         time.sleep(600)
     if task.name.startswith("dies"):
         os._exit(3)
+    if task.name.startswith("killed") and not task.video.exists():
+        task.video.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     clip.reader = task.reader
     return clip
 
@@ -53,6 +57,11 @@ def test_a_clip_that_hangs_or_kills_its_worker_costs_only_itself(prepare):
     assert {name for name, clip in clips.items() if clip.errors} == {"hangs", "dies"}
     assert "longer than 3 s" in clips["hangs"].errors[Modality.FRAME]
     assert clips["hangs"].seconds == {"decode": 6}  # decord would have had its 3 s before PyAV
+
+
+def test_a_worker_that_is_killed_costs_its_clip_nothing(prepare, tmp_path):
+    clips = prepare([task("x"), task("killed", video=tmp_path / "a"), task("killed too", video=tmp_path / "b")])
+    assert len(clips) == 3 and not any(clip.errors for clip in clips.values())
 
 
 def test_what_still_runs_is_ended_when_nobody_waits_for_it(monkeypatch):
