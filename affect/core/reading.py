@@ -17,7 +17,7 @@ LIMITS: dict[str, tuple[float, str]] = {
     "memory_mb": (512, "MB of memory"),
     "picture_megapixels": (50, "million pixels"),
     "video_megapixels": (17, "million pixels"),  # 4096 x 4096
-    "clip_frames": (200_000, "frames"),  # nearly two hours
+    "clip_frames": (100_000, "frames"),  # nearly an hour
     "yaml_values": (20_000, "values"),  # aliases as often as they stand
     "yaml_depth": (50, "levels"),
 }
@@ -49,8 +49,8 @@ def require_within(name: str, found: float, where: str | Path) -> None:
     """Raise ValueError where a file asks for more than its limit; to be called before that is taken."""
     if not found <= limit(name):
         raise ValueError(
-            f"{where}: expected at most {limit(name):,.0f} {LIMITS[name][1]}, found {found:,.0f}; take a smaller file, "
-            f"or set {LIMITS_VARIABLE}={name}={math.ceil(max(found, 2 * limit(name)))}"
+            f"{where}: expected at most {limit(name):,.12g} {LIMITS[name][1]}, found {round(found, 2):,.12g}; take a "
+            f"smaller file, or set {LIMITS_VARIABLE}={name}={math.ceil(max(found, 2 * limit(name)))}"
         )
 
 

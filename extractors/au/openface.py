@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from scipy import signal as scipy_signal
 
 from affect.core.au_json import AuAnalysis, AuInfo, FrameAus, Peak
 from affect.core.facs import ACTION_UNITS, au_description
+from affect.core.reading import reading, require_within
 
 EXECUTABLE_VARIABLE = "OPENFACE_EXECUTABLE"
 """Environment variable that names OpenFace's FeatureExtraction binary."""
@@ -38,7 +40,8 @@ description models were tuned with (their inputs start at 0.81)."""
 PEAK_HEIGHT, PEAK_DISTANCE = 0.8, 20
 """Least overall intensity of a peak, and least number of frames between two (as in MER-Factory)."""
 
-MAX_FRAMES = 1_000_000
+HIGHEST = 5
+"""Of an action unit's intensity, in OpenFace as in FACS."""
 _ROW_COLUMNS = ("frame", "timestamp", "confidence", "success")
 _UNIT_COLUMNS = {f"{unit}_r" for unit in ACTION_UNITS}
 _INTENSITY_COLUMN = re.compile(r"(?:fac_)?(AU\d\d)(?:_r|int)")
@@ -118,13 +121,18 @@ def read_openface(path: str | Path) -> pd.DataFrame:
     """Return one row a frame: frame (1..N), timestamp (s), confidence, face (bool), AU01_r ... (0..5).
 
     Reads every layout of FeatureExtraction, and OpenDBM's `*_facau.csv` that renames the columns of one.
-    Negative intensities become 0. A frame whose `success` is 0, whose confidence is below `CONFIDENCE`
-    or that the table leaves out has no face, and NaN for its AUs.
+    Negative intensities become 0, those above 5 become 5 with a warning. A frame whose `success` is 0, whose confidence
+    is below `CONFIDENCE` or that the table leaves out has no face, and NaN for its AUs.
     Of several faces (`face_id`) the one is kept whose believed rows have the largest sum of confidence,
     that is the longest track, weighed by how sure the tool was; the lowest id of equals.
     Raises FileNotFoundError, or ValueError for a file that is empty, cut or no such table.
     """
     path = Path(path)
+    with reading(path, "an OpenFace table", _HINT):
+        return _read_table(path)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
     numbers = _read_numbers(path)
     _check_rows(path, numbers)
     numbers["face"] = (numbers["success"] == 1) & (numbers["confidence"] >= CONFIDENCE)
@@ -133,7 +141,9 @@ def read_openface(path: str | Path) -> pd.DataFrame:
     if holes.to_numpy().any():
         row, unit = holes.stack().idxmax()
         raise ValueError(f"{path}: row {row} has a face but no number for {unit}; {_HINT}")
-    numbers[units] = numbers[units].clip(lower=0).where(numbers["face"])
+    if (highest := numbers.loc[numbers["face"], units].to_numpy().max(initial=0)) > HIGHEST:
+        warnings.warn(f"{path}: an action unit of {highest:g} counts as {HIGHEST}, the most there is", stacklevel=3)
+    numbers[units] = numbers[units].clip(0, HIGHEST).where(numbers["face"])
     kept = _keep_one_face(numbers)
     return _fill_gaps(kept[["frame", "timestamp", "confidence", "face", *units]], int(numbers["frame"].max()))
 
@@ -142,24 +152,21 @@ def _read_numbers(path: Path) -> pd.DataFrame:
     """Return the columns that matter as numbers, indexed by line of the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected an OpenFace table, found no such file; {_HINT}")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.reader(handle, skipinitialspace=True)
-            header = [name.strip() for name in next(reader, [])]
-            if not header:
-                raise ValueError(f"{path}: expected an OpenFace table, found an empty file; {_HINT}")
-            columns = _locate_columns(path, header)
-            lines, rows = [], []
-            for cells in filter(None, reader):
-                if len(cells) != len(header):
-                    raise ValueError(
-                        f"{path}: row {reader.line_num} has {len(cells)} of {len(header)} columns, "
-                        f"so the file was cut or damaged; {_HINT}"
-                    )
-                lines.append(reader.line_num)
-                rows.append([_number(path, reader.line_num, cells[i], header[i]) for i in columns.values()])
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: expected a CSV table, found something else ({error}); {_HINT}") from None
+    with path.open(encoding="utf-8-sig", newline="") as handle:
+        reader = csv.reader(handle, skipinitialspace=True)
+        header = [name.strip() for name in next(reader, [])]
+        if not header:
+            raise ValueError(f"{path}: expected an OpenFace table, found an empty file; {_HINT}")
+        columns = _locate_columns(path, header)
+        lines, rows = [], []
+        for cells in filter(None, reader):
+            if len(cells) != len(header):
+                raise ValueError(
+                    f"{path}: row {reader.line_num} has {len(cells)} of {len(header)} columns, "
+                    f"so the file was cut or damaged; {_HINT}"
+                )
+            lines.append(reader.line_num)
+            rows.append([_number(path, reader.line_num, cells[i], header[i]) for i in columns.values()])
     if not rows:
         raise ValueError(f"{path}: expected one row a frame, found the header alone; {_HINT}")
     return pd.DataFrame(rows, index=lines, columns=list(columns))
@@ -197,10 +204,11 @@ def _check_rows(path: Path, numbers: pd.DataFrame) -> None:
         if bad.any():
             raise ValueError(f"{path}: row {bad.idxmax()}, column {key!r}: expected a number, found none; {_HINT}")
     frame = numbers["frame"]
-    bad = (frame < 1) | (frame > MAX_FRAMES) | (frame % 1 != 0)
+    bad = (frame < 1) | (frame % 1 != 0)
     if bad.any():
         row = bad.idxmax()
         raise ValueError(f"{path}: row {row}: frame must count 1, 2, 3 ..., found {frame[row]:g}; {_HINT}")
+    require_within("clip_frames", frame.max(), path)
     twice = numbers.duplicated([key for key in ("frame", "face_id") if key in numbers])
     if twice.any():
         row = twice.idxmax()

@@ -23,6 +23,7 @@ import numpy as np
 import soundfile
 
 from affect.core.errors import MediaError
+from affect.core.reading import limit, reading, require_memory, require_within
 
 SAMPLE_RATE = 16_000
 CLIP_SECONDS = 2
@@ -34,6 +35,8 @@ _IDR_TYPES = {"h264": {5}, "hevc": {19, 20}}
 _EXACT_CONTAINER = "mov,mp4,m4a,3gp,3g2,mj2"  # libavformat's one name for MP4 and MOV
 # what libsndfile reads exactly; everything else is a container for PyAV
 _SOUND_FILES = {".wav", ".flac", ".ogg", ".aiff", ".aif"}
+_ADVICE = "expected a whole video or sound file, so fetch it again or re-encode it"
+_RATES = range(1_000, 768_001)  # samples a second that sound may have
 _KEPT_BYTES = 128 * 2**20  # of decoded frames that are kept after counting them, before a clip is decoded twice
 
 
@@ -141,22 +144,25 @@ class Video:
         if wanted.size == 0 or wanted.min() < 0 or wanted.max() >= self.num_frames:
             raise IndexError(f"{self.path}: expected indices in 0..{self.num_frames - 1}, found {list(indices)}")
         unique, order = np.unique(wanted, return_inverse=True)
+        with reading(self.path, "a video", _ADVICE, MediaError):
+            return self._pictures(unique.tolist(), side)[order]
+
+    def _pictures(self, indices: list[int], side: int | None) -> np.ndarray:
+        """Return frames at sorted, distinct indices."""
         if self._decord is not None:
             try:
                 small = {"width": side, "height": side, "num_threads": 1}
                 reader = decord.VideoReader(str(self.path), **small) if side else self._decord
-                return reader.get_batch(unique.tolist()).asnumpy()[order]
+                return reader.get_batch(indices).asnumpy()
             except decord.DECORDError:  # broken in the middle: PyAV skips what does not decode
                 self.reader, self._decord = "pyav", None
         if self._decoded is not None:
-            return np.stack([_picture(self._decoded[i], side) for i in unique])[order]
-        pictures = _read_with_pyav(self.path, unique.tolist(), side)
-        if len(pictures) < len(unique):
-            raise MediaError(
-                f"{self.path}: frame {unique[len(pictures)]} of {self.num_frames} cannot be decoded; "
-                "expected an intact video, so fetch it again or re-encode it"
-            )
-        return np.stack(pictures)[order]
+            return np.stack([_picture(self._decoded[i], side) for i in indices])
+        pictures = _read_with_pyav(self.path, indices, side)
+        if len(pictures) < len(indices):
+            lost = indices[len(pictures)]
+            raise MediaError(f"{self.path}: frame {lost} of {self.num_frames} cannot be decoded; {_ADVICE}")
+        return np.stack(pictures)
 
 
 def read_video(path: str | Path, reader: str = "auto") -> Video:
@@ -168,8 +174,9 @@ def read_video(path: str | Path, reader: str = "auto") -> Video:
     if reader not in READERS:
         raise ValueError(f"reader {reader!r} is not known: expected {' or '.join(READERS)}; correct the call")
     path = Path(path)
-    video = _open_with_decord(path) if reader == "auto" else None
-    return video or _open_with_pyav(path)
+    with reading(path, "a video", _ADVICE, MediaError):
+        video = _open_with_decord(path) if reader == "auto" else None
+        return video or _open_with_pyav(path)
 
 
 def _open_with_decord(path: Path) -> Video | None:
@@ -210,10 +217,7 @@ def open_media(path: Path) -> av.container.InputContainer:
     try:
         return av.open(str(path), metadata_errors="ignore")
     except av.FFmpegError as error:
-        raise MediaError(
-            f"{path}: not a readable media file ({error.strerror}); expected a whole video or sound file, "
-            "so fetch it again or re-encode it"
-        ) from None
+        raise MediaError(f"{path}: not a readable media file ({error.strerror}); {_ADVICE}") from None
 
 
 def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
@@ -221,8 +225,10 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
     if stream is None or stream.disposition & av.stream.Disposition.attached_pic:  # a cover picture is no video
         found = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
         raise MediaError(f"{path}: has no video stream (found: {found}); expected a video, so check which file this is")
-    # one thread each: clips are decoded side by side in worker processes
-    _decodable(stream, path).codec_context.thread_count = 1
+    context = _decodable(stream, path).codec_context
+    require_within("video_megapixels", context.width * context.height / 1e6, path)
+    context.options = {"max_pixels": f"{limit('video_megapixels') * 1e6:.0f}"}  # in later frames, too
+    context.thread_count = 1  # clips are decoded side by side in worker processes
     return stream
 
 
@@ -300,10 +306,11 @@ def all_frames(path: str | Path) -> Iterator[tuple[float, np.ndarray]]:
     Raises MediaError for a file that is missing, empty or no video.
     """
     first = None
-    for i, frame in enumerate(_decode_video(Path(path))):
-        time = frame.time if frame.time is not None else i / 25
-        first = time if first is None else first
-        yield time - first, _picture(frame)
+    with reading(path, "a video", _ADVICE, MediaError):
+        for i, frame in enumerate(_decode_video(Path(path))):
+            time = frame.time if frame.time is not None else i / 25
+            first = time if first is None else first
+            yield time - first, _picture(frame)
 
 
 def _decode_video(path: Path) -> Iterator[av.VideoFrame]:
@@ -343,15 +350,15 @@ def load_audio(path: str | Path) -> np.ndarray | None:
     since decord's resampling is wrong. Raises MediaError for a file that cannot be read.
     """
     path = Path(path)
-    wave, rate = _read_sound_file(path) if path.suffix.lower() in _SOUND_FILES else _read_container(path)
-    if wave is None:
-        return None
-    mono = wave.mean(axis=0)
-    if not np.isfinite(mono).all():
-        raise MediaError(f"{path}: the sound holds NaN or infinity; expected finite samples, so fetch it again")
-    if rate != SAMPLE_RATE:
-        mono = librosa.resample(mono, orig_sr=rate, target_sr=SAMPLE_RATE)
-    return mono.astype(np.float32, copy=False)
+    with reading(path, "sound", _ADVICE, MediaError):
+        mono, rate = _read_sound_file(path) if path.suffix.lower() in _SOUND_FILES else _read_container(path)
+        if mono is None:
+            return None
+        if not np.isfinite(mono).all():
+            raise MediaError(f"{path}: the sound holds NaN or infinity; expected finite samples, so fetch it again")
+        if rate != SAMPLE_RATE:
+            mono = librosa.resample(mono, orig_sr=rate, target_sr=SAMPLE_RATE)
+        return mono.astype(np.float32, copy=False)
 
 
 def sound_clips(wave: np.ndarray, count: int = 8) -> np.ndarray:
@@ -368,26 +375,38 @@ def sound_clips(wave: np.ndarray, count: int = 8) -> np.ndarray:
 
 
 def _read_sound_file(path: Path) -> tuple[np.ndarray | None, int]:
-    """Return samples [C, N] and their rate; None where there are no samples."""
+    """Return samples [N] and their rate; None where there are no samples."""
     try:
-        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(str(path)) as file:
+            _require_ordinary(file.frames, file.samplerate, path)
+            blocks = file.blocks(1 << 20, dtype="float32", always_2d=True)
+            mono = np.concatenate([block.T.mean(axis=0) for block in blocks]) if file.frames else None
+            return mono, file.samplerate
     except soundfile.LibsndfileError:  # missing, broken, or another format under this name: PyAV says which
         return _read_container(path)
-    return (samples.T if len(samples) else None), rate
 
 
 def _read_container(path: Path) -> tuple[np.ndarray | None, int]:
-    """Return samples [C, N] of the first sound stream and their rate; None where there is no such stream."""
+    """Return samples [N] of the first sound stream and their rate; None where there is no such stream."""
+    pieces, length = [], 0
     with open_media(path) as container:
         if not container.streams.audio:
             return None, 0
         to_float = av.AudioResampler(format="fltp")  # changes the sample format only
-        pieces = [
-            piece.to_ndarray()
-            for frame in decode(container, _decodable(container.streams.audio[0], path))
-            for piece in to_float.resample(frame)
-        ]
+        for frame in decode(container, _decodable(container.streams.audio[0], path)):
+            for piece in to_float.resample(frame):
+                length += piece.samples
+                # the decoder's rate: the header gives half of it for some AAC
+                _require_ordinary(length, to_float.rate, path)
+                pieces.append(piece.to_ndarray().mean(axis=0))
     if not pieces:
         raise MediaError(f"{path}: no sample of its sound stream can be decoded; expected sound, so fetch it again")
-    # the decoder's rate: the header gives half of it for some AAC
-    return np.concatenate(pieces, axis=1), to_float.rate
+    return np.concatenate(pieces), to_float.rate
+
+
+def _require_ordinary(length: int, rate: int, path: Path) -> None:
+    """Raise ValueError for sound whose rate is none, or that is too long for the memory, here or at `SAMPLE_RATE`."""
+    if rate not in _RATES:
+        known = f"{_RATES[0]:,} to {_RATES[-1]:,}"
+        raise ValueError(f"{path}: expected {known} samples a second, found {rate:,}; {_ADVICE}")
+    require_memory(8 * length * max(1, SAMPLE_RATE / rate), path)  # pieces, and these joined

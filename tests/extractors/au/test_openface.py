@@ -60,6 +60,12 @@ def test_renamed_table_of_another_tool_says_the_same_as_the_original(shared):
     assert renamed.per_frame_au_descriptions == original.per_frame_au_descriptions
 
 
+def test_intensities_above_the_scale_count_as_its_end(tmp_path):
+    with pytest.warns(UserWarning, match=r"clip\.csv: an action unit of 6\.5 counts as 5"):
+        table = read_openface(_table(tmp_path, _row(1, au12=6.5), _row(2, au12=5.0)))
+    assert table["AU12_r"].tolist() == [5.0, 5.0]
+
+
 def test_negative_intensities_count_as_none(tmp_path):
     table = read_openface(_table(tmp_path, _row(1, au04=-1.31, au12=2.0)))
     assert table.loc[0, ["AU04_r", "AU12_r"]].tolist() == [0.0, 2.0]
@@ -86,9 +92,9 @@ def test_frames_that_the_table_leaves_out_have_no_face_and_a_plausible_time(tmp_
 
 def test_rows_in_any_order_are_sorted_by_frame(tmp_path):
     seconds = {1: 0.0, 2: 0.1, 3: 0.5, 4: 0.6, 6: 1.0, 7: 1.5}
-    rows = [_row(frame, au12=frame, timestamp=seconds[frame]) for frame in (6, 2, 7, 1, 4, 3)]
+    rows = [_row(frame, au12=frame / 2, timestamp=seconds[frame]) for frame in (6, 2, 7, 1, 4, 3)]
     table = read_openface(_table(tmp_path, *rows))
-    assert table["AU12_r"].fillna(0).tolist() == [1.0, 2.0, 3.0, 4.0, 0.0, 6.0, 7.0]
+    assert table["AU12_r"].fillna(0).tolist() == [0.5, 1.0, 1.5, 2.0, 0.0, 3.0, 3.5]
     assert table["timestamp"].tolist() == [0.0, 0.1, 0.5, 0.6, 0.8, 1.0, 1.5]
 
 
@@ -145,7 +151,7 @@ def test_cut_at_any_place_inside_the_last_row_is_refused(shared, tmp_path):
         ([_row(1), _row(2), _row(1)], "row 4: frame 1 occurs twice"),
         ([_row(0)], "frame must count 1, 2, 3 ..., found 0"),
         ([_row(1.5)], "found 1.5"),
-        ([_row(10**9)], "frame must count"),
+        ([_row(1), _row(10**6)], "at most 100,000 frames, found 1,000,000"),
         (["1, 0, 0.0"], "row 2 has 3 of 8 columns"),
     ],
 )
@@ -179,7 +185,7 @@ def test_empty_binary_and_missing_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="found an empty file"):
         read_openface(path)
     path.write_bytes(b"\x89PNG\r\n\xff\xfe")
-    with pytest.raises(ValueError, match="expected a CSV table"):
+    with pytest.raises(ValueError, match="expected an OpenFace table, but it cannot be read"):
         read_openface(path)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="no such file"):

@@ -94,6 +94,27 @@ def test_what_is_no_sound_is_refused_in_one_sentence(tmp_path, file):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("rate", "samples", "said"),
+    [
+        (1, 32_000, "1,000 to 768,000 samples a second"),
+        (1_000_000_000, 9, "768,000 samples"),
+        (1_000, 300, "at most 0.03 MB of memory"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.wav", "a.mka"])
+def test_sound_of_an_absurd_rate_or_length_is_refused_before_it_is_read(
+    tmp_path, monkeypatch, rate, samples, said, name
+):
+    """1,000 samples a second are resampled to sixteen times as many."""
+    with wave.open(str(tmp_path / name), "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes(bytes(2 * samples))
+    monkeypatch.setenv("AFFECT_LIMITS", "memory_mb=0.03")
+    with pytest.raises(MediaError, match=said):
+        load_audio(tmp_path / name)
+
+
 def test_sound_that_is_not_a_number_is_refused(tmp_path):
     soundfile.write(tmp_path / "nan.wav", np.array([0.1, np.nan, 0.2], np.float32), 16_000, subtype="FLOAT")
     with pytest.raises(MediaError, match="NaN or infinity"):

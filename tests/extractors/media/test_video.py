@@ -89,6 +89,14 @@ def test_uniform_indices_are_the_references(shared):
         assert uniform_indices(case["vlen"], case["n_frms"]) == case["indices"], case
 
 
+def test_a_video_of_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", frames=2)
+    monkeypatch.setenv("AFFECT_LIMITS", "video_megapixels=0.006")
+    for reader in ("auto", "pyav"):
+        with pytest.raises(MediaError, match=r"a\.mp4: expected at most 0\.006 million pixels"):
+            read_video(path, reader)
+
+
 def test_peak_indices_are_the_references_clipped_to_the_clip(shared):
     cases = [case for case in goldens(shared, "smart_peak") if (case["au_info"] or {}).get("peak_frames")]
     assert len(cases) > 50
