@@ -10,9 +10,9 @@
     python tools/evaluate.py grounding --pred answers.jsonl
     python tools/evaluate.py grounding --sentences records.jsonl
 
-Truth and answers are JSON objects name -> value; answers may also be the JSON lines of inference.py or the published
-.npz. Tables go to the screen, one JSON object to --out or the standard output. Ends with code 2 on bad input, with 1
-where the rest was scored but some images could not be read.
+Truth and answers are JSON objects name -> value, JSON lines, tables (name and a column; --gt-column, --pred-column) or
+the published .npz. Tables go to the screen, one JSON object to --out or the standard output. Ends with code 2 on bad
+input, with 1 where the rest was scored but some images could not be read.
 docs/evaluation.md says what every number means.
 """
 
@@ -62,7 +62,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         sub = command(task, make_report, what)
         sub.set_defaults(task=task)
         sub.add_argument("--gt", type=Path, required=True, help="name -> label or valence")
-        sub.add_argument("--pred", type=Path, required=True, help="name -> answer: JSON, JSON lines or .npz")
+        sub.add_argument("--gt-column", default="", help="column of it, where that is not openset or valence")
+        sub.add_argument("--pred", type=Path, required=True, help="name -> answer: JSON, JSON lines, table or .npz")
+        sub.add_argument("--pred-column", default="", help="column of it, where that is not answer or openset")
         with_tables = task != Task.SENTIMENT
         sub.add_argument("--wheels", type=Path, required=with_tables, help="folder of the emotion wheel tables")
         sub.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw confusion matrix, bars and wheel there")
@@ -72,7 +74,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     sub = command("fer", "expression_report", what, "affect.cli.evaluate_expressions")
     add_arguments(sub.add_argument)
     sub = command("labels", "labels_report", "find labels in free text by a language model; keep them beside the text")
-    sub.add_argument("--pred", type=Path, required=True, nargs="+", help="files of answers: JSON lines or .npz")
+    sub.add_argument("--pred", type=Path, required=True, nargs="+", help="files of answers: JSON lines, tables or .npz")
+    sub.add_argument("--pred-column", default="", help="column of a table, where that is not answer")
     sub.add_argument("--model", required=True, help="folder, hub id or known name of a causal language model")
     add_offline(sub)
     sub.add_argument("--sentiment", action="store_true", help="go on to positive, negative or neutral")

@@ -25,6 +25,7 @@ from affect.evaluate.mer_unibench import Results, benchmark_report, score_file
 from affect.evaluate.result_tables import MEAN, Report, ResultTable
 from affect.evaluate.results import (
     Labelled,
+    are_texts,
     find_answers,
     labels_path,
     read_answers,
@@ -46,8 +47,8 @@ SHARES = ("precision", "recall", "faultless_share", "absent_share")
 def wheel_report(args: argparse.Namespace) -> Report:
     """Score labels on the emotion wheels: EW or hit rate."""
     wheels = read_wheels(args.wheels)
-    truth = read_truth(args.gt, args.task)
-    labelled = read_labels(args.pred, Vocabulary(wheels))
+    truth = read_truth(args.gt, args.task, args.gt_column)
+    labelled = read_labels(args.pred, Vocabulary(wheels), args.pred_column)
     answers = labelled.answers
     if args.task == Task.HIT_RATE:
         scored = {"hit rate": hit_scores(truth, answers, wheels)}
@@ -90,8 +91,9 @@ def _hit_rates_by_label(
 
 def sentiment_report(args: argparse.Namespace) -> Report:
     """Score positive, negative and neutral against valences."""
-    truth = read_truth(args.gt, args.task)
-    labelled = read_sentiments(args.pred, Vocabulary(read_wheels(args.wheels)) if args.wheels else None)
+    truth = read_truth(args.gt, args.task, args.gt_column)
+    vocabulary = Vocabulary(read_wheels(args.wheels)) if args.wheels else None
+    labelled = read_sentiments(args.pred, vocabulary, args.pred_column)
     scores = sentiment_scores(truth, labelled.answers)
     notes = _notes_on(truth, labelled)
     notes["unknown_words"] = sum(labelled.answers[name] not in (POSITIVE, NEGATIVE, NEUTRAL) for name in truth)
@@ -134,9 +136,9 @@ def labels_report(args: argparse.Namespace) -> Report:
     model = LabelModel(args.model, args.device, args.batch_size)
     content, rows = {}, []
     for path in args.pred:
-        if path.suffix == ".json":
-            raise ValueError(f"{path}: expected free text as JSON lines or .npz, found a JSON object of labels")
-        texts = {name: text or "" for name, text in read_answers(path).items()}
+        texts = {name: text or "" for name, text in read_answers(path, args.pred_column).items()}
+        if path.suffix == ".json" and not are_texts(texts.values()):
+            raise ValueError(f"{path}: expected free text, found a JSON object of labels")
         found = _asked(texts, model.labels(list(texts.values())), f"labels of {path.name}")
         write_labels(labels_path(path), found, model.name)
         if args.sentiment:

@@ -197,11 +197,12 @@ def _clips(
     return [
         Clip(check_name(name, what), dataset, subtitle, parse_labels(labels) or empty, description, value, split)
         for name, subtitle, labels, description, valence, split in zip(*cells, strict=False)
-        for value in [None if valence == "" else _valence(valence, path, name)]
+        for value in [None if valence == "" else parse_valence(valence, path, name)]
     ]
 
 
-def _valence(value: Any, path: str | Path, name: str) -> float:
+def parse_valence(value: Any, path: str | Path, name: str) -> float:
+    """Return the valence in a cell of a table (raises ValueError naming file and clip where it is no number)."""
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from affect.core.reading import json_lines, read_object, reading
 from affect.data.known_datasets import KNOWN_DATASETS
 from affect.data.manifest import require_once
 from affect.data.npz_corpus import read_npz
+from affect.data.tables import read_table
 from affect.evaluate.answers import split_labels
 from affect.evaluate.errors import NothingToScoreError
 from affect.evaluate.vocabulary import Vocabulary
 
+TABLES = (".csv", ".tsv", ".xlsx")
 _ANSWERS = re.compile(r"(?P<checkpoint>.+?)(?:-(?P<kind>description|ovlabel)\.(?:jsonl|npz)|\.npz)")
 
 
@@ -29,17 +31,20 @@ def read_records(path: str | Path, *keys: str) -> list[dict[str, Any]]:
     return [record for _, record in json_lines(path, *keys)]
 
 
-def read_answers(path: str | Path) -> dict[str, Any]:
-    """Return name -> answer of a file: JSON lines with name and answer, a JSON object, or the published .npz.
+def read_answers(path: str | Path, column: str = "") -> dict[str, Any]:
+    """Return name -> answer: JSON lines with name and answer, a table of those, a JSON object, or the published .npz.
 
-    A JSON object may hold the answers under `labels`, as `write_labels` puts them; an .npz holds a dict name2reason,
-    or filenames and fileitems. Raises ValueError for anything else.
+    column: of a table or of JSON lines, where it is not answer (of a table openset, too). A JSON object may hold the
+    answers under `labels`, as `write_labels` puts them; an .npz holds a dict name2reason, or filenames and fileitems.
+    Raises ValueError for anything else.
     """
     path = Path(path)
+    if path.suffix in TABLES:
+        return read_cells(path, column, "answer", "openset")
     if path.suffix == ".jsonl":
-        records = read_records(path, "name", "answer")
+        records = read_records(path, "name", key := column or "answer")
         require_once((record["name"] for record in records), path)
-        return {record["name"]: record["answer"] for record in records}
+        return {record["name"]: record[key] for record in records}
     if path.suffix != ".npz":
         content = read_object(path)
         return content["labels"] if isinstance(content.get("labels"), dict) else content
@@ -52,6 +57,22 @@ def read_answers(path: str | Path) -> dict[str, Any]:
             return dict(zip(content["filenames"], content["fileitems"], strict=True))
         found = ", ".join(content) or "nothing"
         raise ValueError(f"{path}: expected {expected}, found {found}; name a file of answers")
+
+
+def read_cells(path: Path, column: str, *usual: str) -> dict[str, str]:
+    """Return clip -> its cell of a table: of the column that is named, or else of the first of some that is there."""
+    table = read_table(path, "name")
+    chosen = column or next((name for name in usual if name in table), usual[0])
+    table = read_table(path, "name", chosen, advice="name another with --gt-column or --pred-column")
+    require_once(table["name"], path)
+    return dict(zip(table["name"], table[chosen], strict=True))
+
+
+def are_texts(answers: Iterable[Any]) -> bool:
+    """Whether most of some answers are sentences and no labels: between commas they have more than three words."""
+    said = [answer for answer in answers if isinstance(answer, str) and answer]
+    long = [answer for answer in said if any(len(piece.split()) > 3 for piece in re.split(r"[,;'\"\[\]]", answer))]
+    return 2 * len(long) > len(said)
 
 
 @dataclass(frozen=True)
@@ -75,43 +96,45 @@ def write_labels(path: Path, labels: Mapping[str, str], source: str) -> None:
         handle.write(json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
-def read_labels(path: str | Path, vocabulary: Vocabulary) -> Labelled:
+def read_labels(path: str | Path, vocabulary: Vocabulary, column: str = "") -> Labelled:
     """Return the labels of a file of answers: those that a model found, if kept beside it, else words of the wheels.
 
-    Files that hold labels are taken as they are: JSON objects, and what a model found.
+    Files that hold labels are taken as they are: tables and JSON objects, unless most answers in them are sentences,
+    and what a model found.
     """
-    if given := _given(Path(path)):
+    if given := _given(Path(path), column):
         return given
-    labels = {
-        name: vocabulary.find(said) if isinstance(said, str) else said for name, said in read_answers(path).items()
-    }
+    answers = read_answers(path, column)
+    labels = {name: vocabulary.find(said) if isinstance(said, str) else said for name, said in answers.items()}
     return Labelled(labels, "wheel vocabulary")
 
 
-def read_sentiments(path: str | Path, vocabulary: Vocabulary | None) -> Labelled:
+def read_sentiments(path: str | Path, vocabulary: Vocabulary | None, column: str = "") -> Labelled:
     """Return the sentiment words of a file of answers: its own or a model's, if kept beside it, or those of its labels.
 
     vocabulary: where texts and labels become sentiments by the wheels (raises ValueError where it is needed).
     """
-    if given := _given(Path(path), sentiment=True):
+    if given := _given(Path(path), column, sentiment=True):
         return given
     if vocabulary is None:
         raise ValueError(f"{path}: texts become sentiments by the emotion wheels: expected --wheels with a folder")
-    labelled = read_labels(path, vocabulary)
+    labelled = read_labels(path, vocabulary, column)
     sentiments = {name: vocabulary.sentiment(split_labels(labels)) for name, labels in labelled.answers.items()}
     return Labelled(sentiments, f"{labelled.source}, sentiment by the first wheel")
 
 
-def _given(path: Path, sentiment: bool = False) -> Labelled | None:
+def _given(path: Path, column: str, sentiment: bool = False) -> Labelled | None:
     """Return what was found in texts already: the file's own content where it holds none, or what is kept beside it."""
     ours = labels_path(path, sentiment)
-    own = path.suffix == ".json" or ("-sentiment" if sentiment else "-openset") in path.name
+    own = ("-sentiment" if sentiment else "-openset") in path.name
+    if path.suffix in (".json", *TABLES):
+        own = own or not are_texts(read_answers(path, column).values())
     kept = path if own else next((file for file in (ours, ours.with_suffix(".npz")) if file.is_file()), None)
     if kept is None:
         return None
     said = read_object(kept).get("labels_from") if kept.suffix == ".json" else None
     otherwise = "as given" if own else f"as given in {kept.name}"
-    return Labelled(read_answers(kept), said if isinstance(said, str) else otherwise)
+    return Labelled(read_answers(kept, column if own else ""), said if isinstance(said, str) else otherwise)
 
 
 def epoch_of(checkpoint: str) -> int:

@@ -8,11 +8,11 @@ from typing import Any
 
 from affect.core.reading import read_object
 from affect.data.known_datasets import KNOWN_DATASETS, KnownDataset, Task
+from affect.data.manifest import parse_valence
 from affect.data.npz_corpus import read_corpus
-from affect.data.tables import read_table
 from affect.evaluate.answers import split_labels
 from affect.evaluate.errors import LabelError, clips_have
-from affect.evaluate.results import read_records
+from affect.evaluate.results import TABLES, are_texts, read_cells, read_records
 
 BENCHMARK: dict[str, KnownDataset] = {known.benchmark: known for known in KNOWN_DATASETS.values() if known.benchmark}
 """Test sets of MER-UniBench by name, in the order of the published tables."""
@@ -63,13 +63,17 @@ def read_truths(path: str | Path) -> list[Truth]:
     return truths
 
 
-def read_truth(path: str | Path, task: Task) -> dict[str, Any]:
-    """Return name -> label of the test clips of a label file.
+def read_truth(path: str | Path, task: Task, column: str = "") -> dict[str, Any]:
+    """Return name -> label of the test clips of a label file; column: of a table or of JSON lines, if not the usual.
 
     path: a JSON object, JSON lines with `labels`, a table with name and openset (OV-MERD+), or the .npz label
     file of another test set. Raises ValueError when it is none of them, LabelError when a clip has NaN for a label.
     """
-    return _with_labels(_read_labels(Path(path), task), str(path))
+    labels = _with_labels(_read_labels(Path(path), task, column), str(path))
+    if are_texts(labels.values()):
+        some = next(text for text in labels.values() if are_texts([text]))
+        raise LabelError(f"{path}: expected labels, found sentences ({some[:60]!r}); name the labels with --gt-column")
+    return labels
 
 
 def _with_labels(labels: dict[str, Any], where: str) -> dict[str, Any]:
@@ -82,13 +86,14 @@ def _with_labels(labels: dict[str, Any], where: str) -> dict[str, Any]:
     return labels
 
 
-def _read_labels(path: Path, task: Task) -> dict[str, Any]:
+def _read_labels(path: Path, task: Task, column: str = "") -> dict[str, Any]:
     if path.suffix == ".jsonl":
-        return {record["name"]: record["labels"] for record in read_records(path, "name", "labels")}
-    if path.suffix == ".csv":
-        rows = read_table(path, "name", "openset")
-        labels = (", ".join(split_labels(cell) or ["neutral"]) for cell in rows["openset"])
-        return dict(zip(rows["name"], labels, strict=True))
+        return {record["name"]: record[column or "labels"] for record in read_records(path, "name", column or "labels")}
+    if path.suffix in TABLES and task == Task.SENTIMENT:
+        return {name: parse_valence(cell, path, name) for name, cell in read_cells(path, column, "valence").items()}
+    if path.suffix in TABLES:
+        cells = read_cells(path, column, "openset")
+        return {name: ", ".join(split_labels(cell) or ["neutral"]) for name, cell in cells.items()}
     if path.suffix != ".npz":
         return read_object(path)
     return read_corpus(path, "val" if task == Task.SENTIMENT else "emo", _CORPORA)

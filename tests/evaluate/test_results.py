@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from affect.core.reading import read_object
+from affect.data.known_datasets import Task
 from affect.data.npz_corpus import read_npz
 from affect.evaluate.results import (
     labels_path,
@@ -16,6 +17,7 @@ from affect.evaluate.results import (
     read_sentiments,
     write_labels,
 )
+from affect.evaluate.truths import read_truth
 from affect.evaluate.vocabulary import Vocabulary
 
 ANSWERS = {"a": "The person feels joyful.", "b": "Nothing."}
@@ -139,3 +141,30 @@ def test_labels_kept_by_the_published_scorer_are_used(tmp_path, vocabulary):
 def test_an_answer_that_is_no_text_is_left_for_the_scorer_to_name(tmp_path, vocabulary):
     path = write_lines(tmp_path / "x.jsonl", {"a": None, "b": ["joyful"]})
     assert read_labels(path, vocabulary).answers == {"a": None, "b": ["joyful"]}
+
+
+def test_a_table_is_read_by_the_column_that_is_named(tmp_path, vocabulary):
+    path = tmp_path / "x.csv"
+    path.write_text(
+        "name,openset,said\na,\"['happy', 'calm']\",He feels happy and angry.\nb,sad,She looks very happy.\n"
+    )
+    assert read_answers(path) == {"a": "['happy', 'calm']", "b": "sad"}
+    given, found = read_labels(path, vocabulary), read_labels(path, vocabulary, "said")
+    assert (given.source, found.source) == ("as given", "wheel vocabulary")
+    assert found.answers == {"a": ["happy", "angry"], "b": ["happy"]}
+    assert read_truth(path, Task.EW) == {"a": "happy, calm", "b": "sad"}
+    with pytest.raises(ValueError, match=r"x\.csv: expected labels, found sentences \('He feels.*--gt-column"):
+        read_truth(path, Task.EW, "said")
+    with pytest.raises(ValueError, match=r"x\.csv: .*'other'.*--pred-column"):
+        read_answers(path, "other")
+
+
+def test_valences_are_read_from_a_table(tmp_path):
+    (tmp_path / "x.tsv").write_text("name\tvalence\nc\t-0.5\n")
+    assert read_truth(tmp_path / "x.tsv", Task.SENTIMENT) == {"c": -0.5}
+
+
+def test_sentences_where_labels_are_expected_are_read_as_text(tmp_path, vocabulary):
+    (tmp_path / "x.json").write_text(json.dumps({"a": "The brows go up, so the person feels happy.", "b": ""}))
+    labelled = read_labels(tmp_path / "x.json", vocabulary)
+    assert labelled.answers == {"a": ["happy"], "b": []} and labelled.source == "wheel vocabulary"
