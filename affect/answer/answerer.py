@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -31,11 +31,11 @@ from affect.core.au_json import AuAnalysis, find_au_json, read_au_json
 from affect.core.failures import Failure
 from affect.core.files import atomic_folder
 from affect.core.layouts import LAYOUTS
-from affect.core.schema import Batch, Clip, Modality
+from affect.core.schema import STREAM_WORDS, Batch, Clip, Modality
 from affect.core.vllm_engine import VllmEngine, import_vllm
 from affect.core.weights import resolve_weights, source_hash, weights_hash
 from affect.data.config import Config, ConfigError, InferenceConfig
-from affect.data.dataset import ClipDataset, check_prompt, make_sample, query_tokens
+from affect.data.dataset import ClipDataset, check_prompt, make_sample, present_streams, query_tokens
 from affect.data.prompts import load_prompts, shown_streams
 from affect.features.store import FeatureError
 from affect.models.affectgpt import AffectGPT
@@ -67,10 +67,19 @@ class Answerer:
 
     @torch.no_grad()
     def answer(
-        self, clips: Sequence[Clip], features: Sequence[dict[Modality, np.ndarray]], kind: str = REASONING
+        self,
+        clips: Sequence[Clip],
+        features: Sequence[dict[Modality, np.ndarray]],
+        kind: str = REASONING,
+        unmeasured: Collection[Modality] = (),
     ) -> list[Answer]:
-        """Answer one batch of clips, each with stream -> [T, D] (T is 0 where it has none)."""
+        """Answer one batch of clips, each with stream -> [T, D] (T is 0 where it has none).
+
+        unmeasured: streams that have no rows because nobody looked for them.
+        """
         without = self.config.inference.without
+        if Modality.AU in without:
+            clips = [replace(clip, nonverbal="") for clip in clips]
         features = [{s: x[:0] if s in without else x for s, x in arrays.items()} for arrays in features]
         tokens = query_tokens(self.config.model)
         samples = [
@@ -81,21 +90,36 @@ class Answerer:
         if self.look:
             self.look(batch)
         texts = self.writer(batch, self.config.inference)
-        present = [{stream for stream, array in arrays.items() if len(array)} for arrays in features]
         return [
             Answer(
                 name=clip.name,
                 dataset=clip.dataset,
                 question=self.prompts.question(kind),
                 answer=text,
-                streams=[str(stream) for stream in shown_streams(self.layout, there)],
-                missing=[str(stream) for stream in LAYOUTS[self.layout].missing(there)],
+                **self._states(clip, arrays, unmeasured),
                 subtitle=clip.subtitle,
                 words_left_out=left_out,
+                nonverbal=clip.nonverbal or "",
                 labels=list(clip.labels),
             )
-            for clip, there, text, left_out in zip(clips, present, texts, batch.left_out, strict=True)
+            for clip, arrays, text, left_out in zip(clips, features, texts, batch.left_out, strict=True)
         ]
+
+    def _states(
+        self, clip: Clip, arrays: Mapping[Modality, np.ndarray], unmeasured: Collection[Modality]
+    ) -> dict[str, list[str]]:
+        """Return what an answer says of the layout's streams: which were shown, and why others were not."""
+        present = present_streams(clip, arrays)
+        missing = LAYOUTS[self.layout].missing(present)
+        unknown = {*unmeasured, *([Modality.AU] if Modality.AU not in arrays and clip.nonverbal is None else [])}
+        withheld = [stream for stream in missing if stream in self.config.inference.without]
+        states = {
+            "streams": shown_streams(self.layout, present, told=bool(clip.nonverbal)),
+            "missing": missing,
+            "unmeasured": [stream for stream in missing if stream in unknown and stream not in withheld],
+            "withheld": withheld,
+        }
+        return {state: [str(stream) for stream in streams] for state, streams in states.items()}
 
     def answer_dataset(self, dataset: ClipDataset, kind: str = REASONING) -> Iterator[Answer]:
         """Answer every clip of a data set, batch after batch; clips whose features are bad go to `failures`."""
@@ -227,12 +251,17 @@ def show(console: Console, answer: Answer) -> None:
     """Print one answer and what it rests on."""
     console.print(f"[bold]{escape(answer.name)}[/bold]  {escape(answer.answer)}", highlight=False)
     units = ", ".join(f"{unit} {value:.1f}" for unit, value in list(answer.action_units.items())[:6])
-    rests = f"shown: {', '.join(answer.streams) or 'words only'}"
-    if answer.missing:
-        rests += f"; not in the clip: {', '.join(answer.missing)}"
+    absent = [stream for stream in answer.missing if stream not in {*answer.unmeasured, *answer.withheld}]
+    states = {"not in the clip": absent, "not measured": answer.unmeasured, "left out": answer.withheld}
+    told = {"shown": answer.streams, **{state: streams for state, streams in states.items() if streams}}
+    rests = "; ".join(f"{state}: {_in_words(streams) or 'words only'}" for state, streams in told.items())
     if answer.words_left_out:
         rests += f"; the subtitle but for its first {answer.words_left_out} words, for which there is no room"
     console.print(f"  [dim]{rests}{f'; action units: {units}' if units else ''}[/dim]", highlight=False)
+
+
+def _in_words(streams: Sequence[str]) -> str:
+    return ", ".join(STREAM_WORDS[Modality(stream)] for stream in streams)
 
 
 def open_writer(config: Config, model: AffectGPT, checkpoint: Path) -> Writer:

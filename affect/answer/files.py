@@ -33,10 +33,16 @@ class Answer:
     streams: list[str]
     """Streams that the prompt showed; 'multi' is the pre-fusion of several."""
     missing: list[str]
-    """Streams that the layout knows and the clip does not have."""
+    """Streams of the layout that the prompt did not show: absent in the clip, but for those named below."""
+    unmeasured: list[str] = field(default_factory=list)
+    """Of the missing ones those that nobody looked for, so that the clip may have them."""
+    withheld: list[str] = field(default_factory=list)
+    """Of the missing ones those that were left out on request (inference.without)."""
     subtitle: str = ""
     words_left_out: int = 0
-    """Words at the beginning of the subtitle that the prompt had no room for."""
+    """Words at the beginning of the subtitle, and then at the caption's end, that the prompt had no room for."""
+    nonverbal: str = ""
+    """Its action units in words, where the prompt showed them so."""
     action_units: dict[str, float] = field(default_factory=dict)
     """Highest intensity (0 to 5) of each action unit over the clip, where its AU analysis is known."""
     labels: list[str] = field(default_factory=list)
@@ -64,12 +70,17 @@ def answer_settings(
         "features": {
             str(stream): section.spec(stream, model.feature_dim(stream)).folder for stream in section.layout.needed
         },
+        **({"captions": _captions(section)} if section.captioned else {}),
         "without": sorted(inference.without),
         "question": prompts.question(kind),
         "wording": hashlib.sha256(wording.encode()).hexdigest()[:16],
         "max_length": model.max_length,
         **{key: getattr(inference, key) for key in ("max_new_tokens", "do_sample", "backend", *sampled)},
     }
+
+
+def _captions(section: DatasetConfig) -> str:
+    return weights_hash(section.nonverbal_json) if section.nonverbal_json else "AU JSON"
 
 
 def resume_answers(path: Path, settings: dict[str, Any], overwrite: bool = False) -> set[str]:

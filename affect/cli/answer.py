@@ -144,6 +144,11 @@ def answer_one_clip(
     from affect.answer.answerer import open_answerer, show
     from affect.answer.files import put_answer
 
+    if args.nonverbal_text is not None and not section.captioned:
+        raise ValueError(
+            f"--nonverbal_text: expected a layout with action units as text, found {section.face_or_frame} without; "
+            "answer with a checkpoint that was trained with use_nonverbal_text"
+        )
     folder, console = Path(config.inference.base_root), Console()
     attention = folder / "clips-attention" if args.attention else None
     answerer = open_answerer(config, checkpoint, section.face_or_frame, attention)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from affect.cli.extract import add_clip_flags, check_installed
-from affect.core.schema import Clip
+from affect.core.schema import Clip, Modality
 
 if TYPE_CHECKING:  # --help opens at once
     from affect.answer.answerer import Answerer
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--video", type=Path, help="answer for this clip instead of a data set")
     add("--audio", type=Path, help="its sound; default: that of the video")
     add("--subtitle", default="", help="the words spoken in it")
+    add("--nonverbal_text", help="what its face shows, in words, for a model that reads them (use_nonverbal_text)")
     add("--openface_csv", type=Path, help="its OpenFace table")
     add("--mer-factory-output", "--mer_factory_output", dest="au_root", type=Path, help="root of AU JSON to read first")
     add_clip_flags(group)
@@ -41,7 +42,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     if args.video:
         check_installed(args)
         return
-    names = ["audio", "subtitle", "openface_csv", *_OWN, *_OR_SECTION]
+    names = ["audio", "subtitle", "nonverbal_text", "openface_csv", *_OWN, *_OR_SECTION]
     changed = [name for name in names if getattr(args, name) != parser.get_default(name)]
     if changed:
         flags = {"au_root": "mer-factory-output", "sampling": "frame_sampling"}
@@ -53,6 +54,7 @@ def answer_clip(args: argparse.Namespace, answerer: Answerer, section: DatasetCo
     from affect.answer.answerer import with_action_units
     from affect.cli.au_fill import sentence_maker
     from affect.cli.live import extraction_settings, like_training, warn_of_other_features
+    from affect.data.captions import caption_of
     from extractors.run.clip import extract_clip
     from extractors.run.live import shared_encoder
     from extractors.run.session import Session
@@ -67,7 +69,10 @@ def answer_clip(args: argparse.Namespace, answerer: Answerer, section: DatasetCo
     )
     session = Session(settings, describe=sentence_maker(answerer.config.model), build=shared_encoder)
     warn_of_other_features(answerer.config, {stream: session.provenance(stream) for stream in session.specs})
-    result = extract_clip(session, args.video, args.audio, args.openface_csv)
-    clip = Clip(name=args.video.stem, dataset="clip", subtitle=args.subtitle)
-    (answer,) = answerer.answer([clip], [result.features], kind)
+    caption, describe = args.nonverbal_text, section.captioned and args.nonverbal_text is None
+    result = extract_clip(session, args.video, args.audio, args.openface_csv, describe)
+    if describe and result.analysis:
+        caption = caption_of(result.analysis)
+    clip = Clip(name=args.video.stem, dataset="clip", subtitle=args.subtitle, nonverbal=caption)
+    (answer,) = answerer.answer([clip], [result.features], kind, () if result.analysis else (Modality.AU,))
     return with_action_units(answer, result.analysis) if result.analysis else answer

@@ -29,6 +29,16 @@ STORED_MODALITIES = (Modality.FRAME, Modality.FACE, Modality.AUDIO, Modality.AU)
 """Modalities that are extracted from clips; MULTI is made by the model from the others, and the features of single
 pictures (IMAGE) are brought along by who has them."""
 
+STREAM_WORDS: dict[Modality, str] = {
+    Modality.AUDIO: "sound",
+    Modality.FRAME: "scene",
+    Modality.FACE: "face",
+    Modality.MULTI: "pictures and sound together",
+    Modality.AU: "action units",
+    Modality.IMAGE: "picture",
+}
+"""What a stream is called where users read of it."""
+
 PLACEHOLDERS: dict[Modality, str] = {
     Modality.AUDIO: "<AudioHere>",
     Modality.FRAME: "<FrameHere>",
@@ -64,6 +74,8 @@ class Clip:
     """Reasoning text that ends in the emotion."""
     valence: float | None = None
     split: str = ""
+    nonverbal: str | None = None
+    """Its action units in words, where prompts show them so; '' where there are none, None where nobody looked."""
 
 
 @dataclass
@@ -77,6 +89,8 @@ class Sample:
     answer: str = ""
     spoken: tuple[int, int] = (0, 0)
     """Characters of the prompt that are the subtitle: the first one and the one after the last."""
+    told: tuple[int, int] = (0, 0)
+    """Characters of the prompt that are the caption of the action units."""
 
 
 class Tensors:
@@ -131,7 +145,7 @@ class Batch(Tensors):
     places: dict[Modality, Tensor]
     """Stream that a prompt shows -> [N, Q] places in [B * L] of its placeholders."""
     left_out: list[int] = field(default_factory=list)
-    """Words at the beginning of each clip's subtitle that its prompt has no room for."""
+    """Words of each clip that its prompt has no room for: its subtitle's first ones, then its caption's last ones."""
 
 
 _SAFE_NAME = re.compile(r"[^\x00-\x1f/\\]+")

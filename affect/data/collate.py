@@ -3,9 +3,9 @@
 Worked example, pad id 0, bos 1, eos 2, prompt "a b" -> [5, 6], answer "c" -> [7]:
 training   input_ids [1, 5, 6, 7, 2], labels [-100, -100, -100, 7, 2], answers [2, 3], padded on the right;
 generation input_ids [1, 5, 6], padded on the left, so that every row goes on at its last column.
-A text that is too long loses the beginning of its subtitle, so that what is said at the clip's end is kept, never its
-placeholders or its question; then an answer loses its own end, and the token that ends the text with it, which is not
-to be learned in its midst.
+A text that is too long loses the beginning of its subtitle, so that what is said at the clip's end is kept, then the
+end of the caption of its action units, never its placeholders or its question; then an answer loses its own end, and
+the token that ends the text with it, which is not to be learned in its midst.
 """
 
 from __future__ import annotations
@@ -63,34 +63,40 @@ class Collator:
     def prompt_ids(self, sample: Sample) -> list[int]:
         """Return the prompt's token ids, at most `max_length`, and `room` less than the model's `context`.
 
-        Raises ValueError when it is longer than the model reads even without its subtitle.
+        Raises ValueError when it is longer than the model reads even without its subtitle and caption.
         """
         return self._prompt(sample, self.room)[0]
 
     def _prompt(self, sample: Sample, room: int) -> tuple[list[int], int]:
-        """Return the prompt's token ids, and how many words of its subtitle are not in them."""
+        """Return the prompt's token ids, and how many words of its subtitle and caption are not in them."""
         ids = self.tokenizer(sample.prompt, add_special_tokens=False).input_ids
         most = min(self.max_length, self.context - 1)
         excess = len(ids) - min(most, self.context - 1 - room)
         if excess <= 0:
             return ids, 0
         places = self.tokenizer(sample.prompt, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
-        first, stop = sample.spoken
-        spoken = [i for i, (begin, end) in enumerate(places) if first <= begin < end <= stop]
-        if len(ids) - len(spoken) > most:
+        spoken, told = (
+            [i for i, (begin, end) in enumerate(places) if first <= begin < end <= stop]
+            for first, stop in (sample.spoken, sample.told)
+        )
+        if (fixed := len(ids) - len(spoken) - len(told)) > most:
             raise ValueError(
                 f"clip {sample.clip.name!r}: expected a prompt of at most {most} tokens, found "
-                f"{len(ids) - len(spoken)} without its subtitle; raise model.max_length, make fewer query tokens, or "
+                f"{fixed} without its subtitle; raise model.max_length, make fewer query tokens, or "
                 "take a language model of longer texts"
             )
-        if not spoken:
-            return ids, 0
         # tokens of one letter go together
-        begin = next((i for i in spoken[excess:] if places[i][0] >= places[i - 1][1]), spoken[-1] + 1)
-        return ids[: spoken[0]] + ids[begin:], len(sample.prompt[first : places[begin - 1][1]].split())
+        of_spoken = spoken[: next((n for n, i in enumerate(spoken) if n >= excess and _begins(places, i)), len(spoken))]
+        kept = max(len(told) - max(excess - len(spoken), 0), 0)
+        while 0 < kept < len(told) and not _begins(places, told[kept]):
+            kept -= 1
+        cuts = [part for part in (of_spoken, told[kept:]) if part]
+        words = sum(len(sample.prompt[places[part[0]][0] : places[part[-1]][1]].split()) for part in cuts)
+        cut = {i for part in cuts for i in part}
+        return [token for i, token in enumerate(ids) if i not in cut], words
 
     def _row(self, sample: Sample) -> tuple[list[int], list[int], int]:
-        """Return ids, labels, and how many words of the subtitle are not in them."""
+        """Return ids, labels, and how many words of subtitle and caption are not in them."""
         bos = self.tokenizer.bos_token_id
         head = [] if bos is None else [bos]
         if self.generation:
@@ -123,6 +129,11 @@ class Collator:
             if len(shown):
                 rows[stream], places[stream] = shown, found.view(len(shown), -1)
         return rows, places
+
+
+def _begins(places: Sequence[tuple[int, int]], i: int) -> bool:
+    """Whether a token begins a letter, rather than going on with that of the token before."""
+    return places[i][0] >= places[i - 1][1]
 
 
 def pad_features(

@@ -14,6 +14,7 @@ from rich.progress import track
 from affect.core.cues import leave_out_absent
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Clip, Modality, Sample
+from affect.data.captions import with_captions
 from affect.data.config import Config, DatasetConfig, ModelConfig
 from affect.data.known_datasets import NO_CHOICES, Choices, choices, dataset_name
 from affect.data.manifest import read_manifest
@@ -120,7 +121,7 @@ def open_dataset(
     manifest = read_manifest(name, config, split)
     return ClipDataset(
         name=dataset_name(name),
-        clips=manifest.clips,
+        clips=with_captions(name, manifest.clips, config) if config.captioned else manifest.clips,
         config=config,
         store=FeatureStore(Path(config.preextracted_root), dataset_name(name)) if store is None else store,
         specs={stream: config.spec(stream, model.feature_dim(stream)) for stream in config.layout.needed},
@@ -186,7 +187,9 @@ class TrainingSamples:
         rng = np.random.default_rng((self.seed, draw.cycle, draw.index))
         dataset, index = self._locate(draw.index)
         clip = dataset.clips[index]
-        features = _drop_streams(dataset.features(index), dataset.config.modality_dropout, rng)
+        told = {Modality.AU: clip.nonverbal} if clip.nonverbal else {}  # words are dropped as features are
+        features = _drop_streams({**dataset.features(index), **told}, dataset.config.modality_dropout, rng)
+        clip = replace(clip, nonverbal=features.pop(Modality.AU)) if told else clip
         kinds = asked_kinds(dataset.config.label_type)
         # by a coin of its own, so that the lengths of a cycle's texts are known without reading features
         kind = kinds[int(coin(self.seed, draw.cycle, draw.index) * len(kinds))]
@@ -204,8 +207,14 @@ class TrainingSamples:
 
 def _as_shown(clip: Clip, features: Mapping[Modality, np.ndarray], layout: str) -> Clip:
     """Return a clip whose description speaks of what the sample shows and of nothing else."""
-    shown = [stream for stream, array in features.items() if len(array)]
+    shown = present_streams(clip, features)
     return replace(clip, description=leave_out_absent(clip.description, shown, LAYOUTS[layout].missing(shown)))
+
+
+def present_streams(clip: Clip, features: Mapping[Modality, np.ndarray]) -> list[Modality]:
+    """Return the streams that a clip has: those with rows, and action units where words tell them."""
+    told = [Modality.AU] if clip.nonverbal else []
+    return [stream for stream, array in features.items() if len(array)] + told
 
 
 def make_sample(
@@ -219,11 +228,11 @@ def make_sample(
     choices: Choices = NO_CHOICES,
 ) -> Sample:
     """Return a clip with its prompt for one question kind; streams of zero rows are not shown."""
-    present = {stream for stream, array in features.items() if len(array)}
-    question = prompts.question(kind, choices)
-    before, spoken, after = prompts.prompt_parts(layout, present, clip.subtitle, question, tokens)
-    where = (len(before), len(before) + len(spoken))
-    return Sample(clip=clip, features=features, prompt=before + spoken + after, answer=answer, spoken=where)
+    question, caption = prompts.question(kind, choices), clip.nonverbal or ""
+    present = [stream for stream, array in features.items() if len(array)]
+    prompt, places = prompts.prompt(layout, present, clip.subtitle, question, tokens, caption)
+    spoken, told = (places.get(key, (0, 0)) for key in ("SUBTITLE", "NONVERBAL"))
+    return Sample(clip, features, prompt, answer, spoken, told)
 
 
 def check_prompt(
@@ -231,10 +240,12 @@ def check_prompt(
 ) -> None:
     """Raise ValueError when a prompt with every stream is longer than the model's longest, however short its subtitle.
 
-    Cut to nothing, a subtitle still has the sentence around it, hence a letter where any clip has words.
+    Cut to nothing, a subtitle still has the sentence around it, as a caption has, hence a letter where any clip has
+    words.
     """
     spoken = "a" if any(clip.subtitle.strip() for clip in dataset.clips) else ""
-    clip = replace(dataset.clips[0], subtitle=spoken)
+    told = "a" if any(clip.nonverbal for clip in dataset.clips) else ""
+    clip = replace(dataset.clips[0], subtitle=spoken, nonverbal=told)
     everything = {stream: np.ones((1, spec.dim), np.float32) for stream, spec in dataset.specs.items()}
     layout = dataset.config.face_or_frame
     collator.prompt_ids(make_sample(clip, everything, layout, prompts, kind, tokens, choices=dataset.choices))

@@ -143,10 +143,10 @@ def _six_classes(folder: str, subtitles: Column, benchmark: str, test_clips: int
     return KnownDataset(folder, subtitles, splits, classes, benchmark=benchmark, test_clips=test_clips)
 
 
-def _valences(folder: str, limit: float, benchmark: str, test_clips: int, **media: str) -> KnownDataset:
+def _valences(folder: str, limit: float, benchmark: str, test_clips: int, *also: str, **media: str) -> KnownDataset:
     splits = _corpora("label.npz", "val", **_TRAIN_VAL_TEST)
     scored = {"benchmark": benchmark, "test_clips": test_clips}
-    return KnownDataset(folder, _ENGLISH, splits, valence_range=(-limit, limit), **media, **scored)
+    return KnownDataset(folder, _ENGLISH, splits, valence_range=(-limit, limit), also=also, **media, **scored)
 
 
 _TRAIN_VAL_TEST = {"train": "train_corpus", "val": "val_corpus", "test": "test_corpus"}
@@ -189,10 +189,10 @@ KNOWN_DATASETS: dict[str, KnownDataset] = {
         benchmark="IEMOCAP",
         test_clips=1241,
     ),
-    "cmumosi": _valences("cmumosi-process", 3.0, "MOSI", 686, video="subvideo", audio="subaudio"),
-    "cmumosei": _valences("cmumosei-process", 3.0, "MOSEI", 4659, video="subvideo_new", audio="subaudio"),
-    "sims": _valences("sims-process", 1.0, "SIMS", 457),
-    "simsv2": _valences("simsv2-process", 1.0, "SIMSv2", 1034, video="video_new"),
+    "cmumosi": _valences("cmumosi-process", 3.0, "MOSI", 686, "cmu-mosi", video="subvideo", audio="subaudio"),
+    "cmumosei": _valences("cmumosei-process", 3.0, "MOSEI", 4659, "cmu-mosei", video="subvideo_new", audio="subaudio"),
+    "sims": _valences("sims-process", 1.0, "SIMS", 457, "ch-sims"),
+    "simsv2": _valences("simsv2-process", 1.0, "SIMSv2", 1034, "ch-sims v2", video="video_new"),
     "ovmerdplus": KnownDataset(
         "ovmerdplus-process",
         Column("subtitle_eng.csv", "sentence"),

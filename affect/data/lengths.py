@@ -11,7 +11,7 @@ from affect.data.sampling import coin
 
 
 def text_lengths(samples: TrainingSamples) -> Callable[[int], np.ndarray]:
-    """Return a function: cycle -> bytes [N] of subtitle and answer of each clip's visit in that cycle.
+    """Return a function: cycle -> bytes [N] of subtitle, caption and answer of each clip's visit in that cycle.
 
     Bytes of UTF-8, since a token of Chinese and one of English text hold about as many of them.
     """
@@ -19,8 +19,8 @@ def text_lengths(samples: TrainingSamples) -> Callable[[int], np.ndarray]:
     for dataset in samples.datasets:
         kinds = asked_kinds(dataset.config.label_type)
         answers = [[len(samples.prompts.answer(kind, clip).encode()) for kind in kinds] for clip in dataset.clips]
-        subtitles = [[len(clip.subtitle.encode())] for clip in dataset.clips]
-        tables.append(np.array(answers) + np.array(subtitles))
+        words = [[len((clip.subtitle + (clip.nonverbal or "")).encode())] for clip in dataset.clips]
+        tables.append(np.array(answers) + np.array(words))
     starts = np.cumsum([0, *(len(table) for table in tables)])
 
     def of_cycle(cycle: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,40 +32,56 @@ class PromptBook:
 
     start: str
     streams: Mapping[str, str]
-    """Stream name (and 'subtitle') -> sentence with its placeholder token."""
+    """Stream name (and 'subtitle', and 'nonverbal' for action units in words) -> sentence with its placeholder."""
     end: str
     questions: Mapping[str, Mapping[str, str]]
     """Question kind -> question and answer pattern."""
     answer_end: str = ""
     """Text that closes every answer, before the end-of-text token."""
-    layouts: Mapping[str, str] = field(default_factory=dict)
-    """Layout name -> whole prompt, used instead of the parts."""
+    layouts: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
+    """Layout name -> whole prompt, used instead of the parts; or two, `with` and `without` action units in words."""
     between_candidates: str = ", "
     """What stands between the labels that a question lists."""
 
-    def prompt_parts(
-        self, layout: str, present: Collection[Modality], subtitle: str, question: str, tokens: Mapping[Modality, int]
-    ) -> tuple[str, str, str]:
-        """Return the prompt of one clip up to its subtitle, the subtitle, and the rest.
+    def prompt(
+        self,
+        layout: str,
+        present: Collection[Modality],
+        subtitle: str,
+        question: str,
+        tokens: Mapping[Modality, int],
+        caption: str = "",
+    ) -> tuple[str, dict[str, tuple[int, int]]]:
+        """Return the prompt of one clip, and where in it SUBTITLE and NONVERBAL (the caption) are.
 
-        present: streams that the clip has; tokens: stream -> number of fused tokens, hence of placeholders.
-        A stream that is absent keeps no placeholder; made from parts, the prompt does not mention it either,
-        nor an empty subtitle.
+        present: streams that the clip has; tokens: stream -> number of fused tokens, hence of placeholders; caption:
+        its action units in words. A stream that is absent keeps no placeholder; made from parts, the prompt does not
+        mention it either, nor an empty subtitle.
         """
-        shown = shown_streams(layout, present)
-        spoken = " ".join(_plain(subtitle).split())
+        filled = {key: " ".join(_plain(text).split()) for key, text in (("SUBTITLE", subtitle), ("NONVERBAL", caption))}
+        told = bool(filled["NONVERBAL"])
+        shown = shown_streams(layout, present, told)
         if layout in self.layouts:
             text = self.layouts[layout]
+            text = text if isinstance(text, str) else text["with" if told else "without"]
         else:
-            sentences = [self.streams[stream] for stream in shown]
-            if LAYOUTS[layout].subtitle and spoken:
-                sentences.append(self.streams["subtitle"])
-            text = self.start + "".join(sentences) + self.end
+            text = "".join([self.start, *self._sentences(layout, shown, told, bool(filled["SUBTITLE"])), self.end])
         for stream, placeholder in PLACEHOLDERS.items():
             text = text.replace(placeholder, placeholder * tokens[stream] if stream in shown else "")
-        before, place, after = text.partition("{SUBTITLE}")
-        filled = {"QUESTION": question, "SUBTITLE": spoken}
-        return _fill(before, filled), spoken if place else "", _fill(after, filled)
+        prompt, places = "", {}
+        for piece in re.split(r"(\{[A-Z]+\})", text):
+            value = {**filled, "QUESTION": question}.get(piece[1:-1], piece)
+            places.setdefault(piece[1:-1], (len(prompt), len(prompt) + len(value)))
+            prompt += value
+        return prompt, {key: places[key] for key in filled if key in places}
+
+    def _sentences(self, layout: str, shown: Collection[Modality], told: bool, spoken: bool) -> Iterator[str]:
+        """Yield the sentence of each stream that a prompt shows, and that of the subtitle."""
+        parts = ["nonverbal" if told and stream == Modality.AU else str(stream) for stream in shown]
+        for part in [*parts, *(["subtitle"] if LAYOUTS[layout].subtitle and spoken else [])]:
+            if part not in self.streams:
+                raise ValueError(f"prompt wording: expected a sentence streams.{part}, found none; add it to the file")
+            yield self.streams[part]
 
     def question(self, kind: str, choices: Choices = NO_CHOICES) -> str:
         """Return the question of one kind (raises ValueError for an unknown kind, or one that lacks its choices)."""
@@ -108,11 +124,15 @@ def sentiment_word(valence: float) -> str:
     return NEUTRAL if valence == 0 else POSITIVE if valence > 0 else NEGATIVE
 
 
-def shown_streams(layout: str, present: Collection[Modality]) -> tuple[Modality, ...]:
-    """Return the streams of a layout that can be shown, MULTI first when any of its streams is there."""
+def shown_streams(layout: str, present: Collection[Modality], told: bool = False) -> tuple[Modality, ...]:
+    """Return the streams of a layout that can be shown, MULTI first when any of its streams is there.
+
+    told: action units are words, which are shown but not fused.
+    """
     parts = LAYOUTS[layout]
-    fused = (Modality.MULTI,) if any(stream in present for stream in parts.fused) else ()
-    return fused + tuple(stream for stream in parts.branches if stream in present)
+    read = {*present} - {Modality.AU} if told else present
+    fused = (Modality.MULTI,) if any(stream in read for stream in parts.fused) else ()
+    return fused + tuple(s for s in parts.branches if s in read or (told and s == Modality.AU))
 
 
 def _plain(text: str) -> str:
@@ -139,4 +159,7 @@ def load_prompts(path: str | Path | None = None) -> PromptBook:
         for kind, texts in book.questions.items():
             if not texts.keys() >= {"question", "answer"}:
                 raise ValueError(f"{path}: questions.{kind}: expected question and answer")
+        for layout, text in book.layouts.items():
+            if not isinstance(text, str) and not text.keys() >= {"with", "without"}:
+                raise ValueError(f"{path}: layouts.{layout}: expected a prompt, or two: with and without")
     return book

@@ -335,16 +335,20 @@ def _all_or_each(stage: str, make: Callable[[list], list], results: Sequence[Cli
 
 
 def extract_clip(
-    session: Session, video: Path, audio: Path | None = None, openface_csv: Path | None = None
+    session: Session,
+    video: Path,
+    audio: Path | None = None,
+    openface_csv: Path | None = None,
+    describe: bool = False,
 ) -> ClipResult:
     """Return a clip with its features, as the stages would store them, and its AU analysis.
 
-    Without anything to read or measure action units from, the clip has no AU rows. Raises ValueError when any part of
-    it cannot be read.
+    Without anything to read or measure action units from, the clip has no analysis and no AU rows. describe: it is
+    analysed and described even where no stream needs that. Raises ValueError when any part of it cannot be read.
     """
     settings = session.settings
     to_go_by = openface_csv or settings.openface_root or settings.openface_executable or settings.au_root
-    au = settings.wants_au and (to_go_by is not None or settings.au_backend != "openface")
+    au = (describe or settings.wants_au) and (to_go_by is not None or settings.au_backend != "openface")
     with tempfile.TemporaryDirectory() as scratch:
         if settings.openface_executable and not settings.openface_root:
             openface_csv = openface_csv or Path(scratch) / f"{video.stem}.csv"

@@ -1,10 +1,12 @@
 """Answers through the script: for a data set and for single real clips."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file
 
 from affect.answer import answerer
 from affect.answer.answerer import show
@@ -145,11 +147,12 @@ def test_labels_only_asks_the_other_question(trained, tmp_path, flag):
     assert records(file)[0]["question"].startswith("Which emotions")
 
 
-def test_streams_can_be_left_out_to_see_what_answers_rest_on(trained, tmp_path):
+def test_streams_can_be_left_out_to_see_what_answers_rest_on(trained, tmp_path, capsys):
     inference.main(["--cfg-path", str(trained), "--options", "inference.without=[audio, face]"])
     (file,) = (tmp_path / "results-toy" / "run").glob("*.jsonl")
     assert records(file)[0]["streams"] == ["multi", "frame", "au"]
-    assert records(file)[0]["missing"] == ["face", "audio"]
+    assert records(file)[0]["missing"] == records(file)[0]["withheld"] == ["face", "audio"]
+    assert "left out: face, sound" in capsys.readouterr().out
 
 
 def test_answers_carry_the_action_units_of_their_clip(trained, tmp_path, shared):
@@ -179,8 +182,8 @@ def test_a_missing_checkpoint_is_named(trained, tmp_path):
 
 
 @pytest.fixture
-def trained_on_embedded(tiny_world, tmp_path):
-    """A checkpoint whose features are those of the encoders that need no weights."""
+def embedded(tiny_world):
+    """The tiny world with features of the encoders that need no weights."""
     section = tiny_world.datasets["toy"]
     section.visual_encoder, section.acoustic_encoder, section.au_encoder = (name for name, _ in EMBEDDED.values())
     tiny_world.model.preextracted_visual_dim = EMBEDDED[Modality.FRAME][1]
@@ -192,7 +195,23 @@ def trained_on_embedded(tiny_world, tmp_path):
         for i in range(12):
             array = rng.normal(size=(8, spec.dim)).astype(np.float32)
             store.write(spec, f"c{i}", array / np.linalg.norm(array, axis=1, keepdims=True), {})
-    return train_tiny(tiny_world, tmp_path)
+    return tiny_world
+
+
+@pytest.fixture
+def trained_on_embedded(embedded, tmp_path):
+    return train_tiny(embedded, tmp_path)
+
+
+@pytest.fixture
+def trained_in_words(embedded, tmp_path):
+    """A checkpoint that was shown action units as text; of the clips to answer c8 has some and c9 none."""
+    captions = {"c1": "The brows rise.", "c8": "The lips part.", "c9": ""}
+    content = {"TOY": {name: {"caption": text} for name, text in captions.items()}}
+    (tmp_path / "captions.json").write_text(json.dumps(content))
+    section = embedded.datasets["toy"]
+    section.use_nonverbal_text, section.nonverbal_json = True, str(tmp_path / "captions.json")
+    return train_tiny(embedded, tmp_path)
 
 
 def test_every_real_clip_is_answered_with_what_it_has(trained_on_embedded, tmp_path, shared):
@@ -242,8 +261,44 @@ def test_a_clip_without_a_table_is_answered_from_the_rest(trained_on_embedded, t
         inference.main(["--cfg-path", str(trained_on_embedded), "--video", str(video)])
     assert capsys.readouterr().out.count(f"1 answer: {tmp_path / 'results' / 'clips.jsonl'}") == 2
     (answer,) = records(tmp_path / "results" / "clips.jsonl")
-    assert answer["missing"] == ["au"]
+    assert answer["missing"] == answer["unmeasured"] == ["au"]
     assert answer["action_units"] == {}
+
+
+def test_action_units_in_words_are_shown_absent_or_not_measured(trained_in_words, tmp_path, capsys):
+    weights = load_file(next((tmp_path / "run").glob("*/fusion.safetensors")))
+    assert not [name for name in weights if "au" in name.split(".")]  # no part of the model reads them
+    inference.main(["--cfg-path", str(trained_in_words)])
+    shown, absent, unknown, _ = records(answers_file(tmp_path))
+    assert (shown["streams"][-1], shown["nonverbal"], shown["missing"]) == ("au", "The lips part.", [])
+    assert (absent["streams"][-1], absent["missing"], absent["unmeasured"]) == ("frame", ["au"], [])
+    assert unknown["missing"] == unknown["unmeasured"] == ["au"]
+    printed = " ".join(capsys.readouterr().out.split())
+    for state in (", action units", "; not in the clip: action units", "; not measured: action units"):
+        assert f"shown: pictures and sound together, sound, face, scene{state}" in printed
+    options = ["inference.without=[au]", f"inference.base_root={tmp_path / 'less'}"]
+    inference.main(["--cfg-path", str(trained_in_words), "--options", *options])
+    assert records(next(tmp_path.glob("less-toy/run/*.jsonl")))[0]["withheld"] == ["au"]
+
+
+def test_one_clip_is_told_of_or_measured_and_described(trained_in_words, tmp_path, shared):
+    video, clips = shared / "data/video/grid_bbaf2n.mpg", tmp_path / "results" / "clips.jsonl"
+    answer_with(trained_in_words, video, "--nonverbal_text", "The chin is raised.")
+    assert records(clips)[0]["nonverbal"] == "The chin is raised."
+    answer_with(trained_in_words, video)
+    assert (records(clips)[0]["nonverbal"], records(clips)[0]["unmeasured"]) == ("", ["au"])
+    table = shared / "data/openface/featureextraction/grid_bbaf2n.csv"
+    answer_with(trained_in_words, video, "--openface_csv", str(table))
+    (answer,) = records(clips)
+    assert "lip" in answer["nonverbal"] and answer["missing"] == [] and answer["action_units"]
+
+
+def test_words_for_a_model_that_reads_none_are_refused(trained, capsys):
+    with pytest.raises(ValueError, match="--nonverbal_text: expected a layout with action units as text"):
+        answer_with(trained, "a.mp4", "--nonverbal_text", "The chin is raised.")
+    with pytest.raises(SystemExit):
+        inference.main(["--cfg-path", str(trained), "--nonverbal_text", "x"])
+    assert "--nonverbal_text is of one clip: give --video with it" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_video_is_named(trained_on_embedded, tmp_path):

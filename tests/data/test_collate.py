@@ -68,6 +68,22 @@ def test_a_long_prompt_loses_the_beginning_of_its_subtitle_only(tokenizer, book,
         assert limit - 4 < len(ids) <= limit < len(whole)
 
 
+def test_then_the_caption_loses_its_end(tokenizer, book):
+    """Letters of several tokens stay whole; the sentences around stay, too."""
+    long, short = (
+        make_sample(clip, {}, "auonly", book, "ovlabel", dict.fromkeys(Modality, 3))
+        for clip in (Clip("c", "toy", nonverbal=words) for words in ("嘴角上扬，🙂 " * 20, "x"))
+    )
+    before, after = short.prompt.rsplit("x", 1)
+    rest = len(Collator(tokenizer, 10_000).prompt_ids(short))
+    for limit in range(rest, rest + 12):
+        collator = Collator(tokenizer, limit)
+        text = tokenizer.decode(collator.prompt_ids(long))
+        kept = text.removeprefix(before).removesuffix(after)
+        assert text == before + kept + after and long.clip.nonverbal.startswith(kept)
+        assert collator([long]).left_out[0] >= 19 - kept.count("，")
+
+
 def test_a_prompt_is_cut_to_the_token(tokenizer, book):
     sample = asked(book, "the person feels happy " * 30)
     whole = Collator(tokenizer, 10_000).prompt_ids(sample)

@@ -1,4 +1,6 @@
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
@@ -13,8 +15,8 @@ ALL = set(LAYOUTS[FULL].needed)
 CANDIDATES = ("happy", "angry", "worried", "sad", "surprise", "neutral")
 
 
-def prompt(book: PromptBook, present=ALL, layout=FULL, subtitle="Hello"):
-    return "".join(book.prompt_parts(layout, present, subtitle, "Why?", TOKENS))
+def prompt(book: PromptBook, present=ALL, layout=FULL, subtitle="Hello", caption=""):
+    return book.prompt(layout, present, subtitle, "Why?", TOKENS, caption)[0]
 
 
 def test_each_shown_stream_has_as_many_placeholders_as_tokens():
@@ -83,8 +85,34 @@ def test_whole_prompts_of_another_wording_are_used(golden, other_wording):
         expected = template.replace("{SUBTITLE}", "Hello").replace("{QUESTION}", "Why?")
         for stream, placeholder in PLACEHOLDERS.items():
             expected = expected.replace(placeholder, placeholder * tokens[stream])
-        parts = other_wording.prompt_parts(layout, LAYOUTS[layout].needed, "Hello", "Why?", tokens)
-        assert "".join(parts) == expected
+        assert other_wording.prompt(layout, LAYOUTS[layout].needed, "Hello", "Why?", tokens)[0] == expected
+
+
+def test_action_units_in_words_stand_where_the_successor_has_them(shared, other_wording):
+    golden = json.loads((shared / "goldens/prompts/nonverbal.json").read_text(encoding="utf-8"))
+    book, values = replace(other_wording, layouts=golden), {"SUBTITLE": "Hello", "QUESTION": "Why?"}
+    for layout, templates in golden.items():
+        present = {*LAYOUTS[layout].needed} - {Modality.AU}
+        for how, caption in (("with", "The lips part. {QUESTION}"), ("without", " ")):
+            expected = re.sub(r"{(\w+)}", lambda found, c=caption: {**values, "NONVERBAL": c}[found[1]], templates[how])
+            found, places = book.prompt(layout, present, "Hello", "Why?", dict.fromkeys(Modality, 1), caption)
+            assert found == expected
+            told = found[slice(*places.get("NONVERBAL", (0, 0)))]
+            assert told == (caption if how == "with" and Modality.AU in LAYOUTS[layout].needed else "")
+
+
+def test_action_units_in_words_are_shown_and_not_fused():
+    book = load_prompts()
+    text = prompt(book, {Modality.FACE}, caption="The lips <AUHere> part.")
+    assert "The lips part." in text and PLACEHOLDERS[Modality.MULTI] in text
+    assert PLACEHOLDERS[Modality.AU] not in text
+    assert text.index("The lips") < text.index("Hello")
+    alone = prompt(book, {}, caption="The lips part.")
+    assert "The lips part." in alone and PLACEHOLDERS[Modality.MULTI] not in alone
+    assert "lips" not in prompt(book, {Modality.FACE}, "face_text", caption="The lips part.")
+    older = replace(book, streams={key: text for key, text in book.streams.items() if key != "nonverbal"})
+    with pytest.raises(ValueError, match=r"expected a sentence streams\.nonverbal, found none"):
+        prompt(older, caption="The lips part.")
 
 
 def test_whole_prompts_keep_their_sentence_for_an_empty_subtitle(golden, other_wording):
@@ -157,13 +185,13 @@ def test_texts_of_a_table_stay_as_they_are_but_for_placeholders():
     assert answer.endswith("\\1 {LABEL}" + book.answer_end)
 
 
-def test_parts_of_a_prompt_tell_where_the_subtitle_is():
-    before, spoken, after = load_prompts().prompt_parts(FULL, ALL, "What  do\nyou\tfeel?", "What do you feel?", TOKENS)
-    assert spoken == "What do you feel?"
-    assert "What do you feel?" in after
-    assert before + spoken + after == prompt(load_prompts(), subtitle=spoken).replace("Why?", "What do you feel?")
+def test_a_prompt_tells_where_the_subtitle_is():
+    text, places = load_prompts().prompt(FULL, ALL, "What  do\nyou\tfeel?", "What do you feel?", TOKENS)
+    first, stop = places["SUBTITLE"]
+    assert text[first:stop] == "What do you feel?" and "What do you feel?" in text[stop:]
+    assert text == prompt(load_prompts(), subtitle="What do you feel?").replace("Why?", "What do you feel?")
     for nothing in ("", " \n", "<FaceHere>"):
-        assert load_prompts().prompt_parts(FULL, ALL, nothing, "Why?", TOKENS)[1:] == ("", "")
+        assert load_prompts().prompt(FULL, ALL, nothing, "Why?", TOKENS)[1] == {}
 
 
 def test_a_prompt_file_without_its_parts_is_refused(tmp_path):
@@ -173,4 +201,7 @@ def test_a_prompt_file_without_its_parts_is_refused(tmp_path):
         load_prompts(path)
     path.write_text("start: x\nstreams: {}\nend: x\nquestions:\n  ovlabel:\n    question: What?\n")
     with pytest.raises(ValueError, match=r"prompts\.yaml: questions\.ovlabel: expected question and answer"):
+        load_prompts(path)
+    path.write_text("start: x\nstreams: {}\nend: x\nquestions: {}\nlayouts: {auonly: {with: x}}\n")
+    with pytest.raises(ValueError, match=r"prompts\.yaml: layouts\.auonly: expected a prompt, or two"):
         load_prompts(path)
