@@ -64,7 +64,7 @@ def run_on_ray(settings: Settings, names: Sequence[str], actors: int | None = No
     done = blocks.map_batches(
         ExtractionActor,
         fn_constructor_args=(_with_absolute_paths(settings),),
-        batch_size=CLIPS_PER_BLOCK,
+        batch_size=None,  # a block each: batches of a size would be put together from the blocks of several actors
         concurrency=pool,
         num_cpus=min(cores, max(1, int(cluster.get("CPU", 1)) - 1)),
         num_gpus=1 if on_gpu else 0,
