@@ -91,6 +91,7 @@ def _fill(
         section,
         streams=(Modality.AU,),
         stages=stages,
+        allow_mismatch=True,  # the agent fills what another maker left out
         au_maker=model.au_agent_base_model,
         au_adapter=model.au_agent_lora_weights,
         device=device,

@@ -39,6 +39,7 @@ from extractors.run.session import (
     Session,
     Settings,
     check_backend,
+    known_au_json,
     list_clips,
 )
 
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     names = shard(names, args.shard_index, args.num_shards)
     session = Session(settings, writer=f"{args.shard_index}of{args.num_shards}")
+    tell_other_backend(session, names)
     if args.engine == "ray":
         from extractors.run.ray_engine import run_on_ray
 
@@ -229,6 +231,18 @@ def only_device(device: str) -> tuple[str, dict[str, str]]:
         )
     environment["CUDA_VISIBLE_DEVICES"] = known[int(number)] if known else number
     return "cuda:0", environment
+
+
+def tell_other_backend(session: Session, names: list[str]) -> None:
+    """Say what --overwrite would measure anew where a data set's action units are by another backend than asked for."""
+    settings, found = session.settings, session.measured_by if session.settings.measures else None
+    if found in (None, settings.au_backend) or settings.overwrite or not settings.wants_au:
+        return
+    known = sum(known_au_json(settings, name) is not None for name in names)
+    print(
+        f"action units are by {found}: {known} AU JSON are read as they are, which --overwrite would measure anew by "
+        f"{settings.au_backend}; {len(names) - known} clips without one fail unless --au_backend is {found}"
+    )
 
 
 def print_summary(session: Session, report: RunReport) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
@@ -84,6 +85,20 @@ class AuAnalysis:
     def has_face(self, frame: int) -> bool:
         """Whether a face was seen in a frame (1-based); files that do not say so count as having one."""
         return not any(first <= frame <= last for first, last in self.au_info.get("frames_without_face", []))
+
+    @property
+    def measured_by(self) -> str:
+        """The AU backend that measured: openface, mediapipe or pyfeat; MER-Factory does not say it and has OpenFace."""
+        return re.sub(r"\W", "", str(self.provenance.get("tool") or "OpenFace").split(" ")[0]).lower()
+
+    @property
+    def made_by(self) -> dict[str, str]:
+        """What features of its sentences rest on, in the words of their sidecar, as far as it is known."""
+        found = {"measured_by": self.measured_by}
+        if self.summary_description or self.fine_grained_descriptions:
+            found["sentences_by"] = str(self.provenance.get("sentences", "another program"))
+            found |= {"sentences_of": str(self.provenance["described"])} if "described" in self.provenance else {}
+        return found
 
     @property
     def faceless(self) -> bool:

@@ -10,6 +10,7 @@ from affect.core.au_json import au_json_path, find_au_json, read_au_json, requir
 from affect.core.schema import Modality
 from affect.data.config import DatasetConfig, ModelConfig
 from affect.data.manifest import read_clips
+from affect.features.provenance import first_difference
 from affect.features.store import FeatureError, FeatureStore
 
 
@@ -20,7 +21,7 @@ class Finding:
     dataset: str
     clip: str
     check: str
-    """au_json, sentences, counts, or the name of a stream."""
+    """au_json, makers, sentences, counts, or the name of a stream."""
     ok: bool
     detail: str = ""
 
@@ -31,6 +32,7 @@ def check_dataset(
     """Yield what is found of the given streams of every clip of a data set."""
     store = FeatureStore(Path(section.preextracted_root), dataset)
     au_root = Path(section.mer_factory_output or Path(section.preextracted_root) / "au_json")
+    makers = store.provenance(section.spec(Modality.AU, model.preextracted_au_dim)) or {}
     for name in clip_names(dataset, section, store, au_root):
         sentences = None
         if Modality.AU in streams:
@@ -39,6 +41,11 @@ def check_dataset(
                 path = find_au_json(au_root, dataset, name)
                 analysis = read_au_json(path)
                 yield Finding(dataset, name, check, ok=True)
+                made = analysis.made_by
+                other = first_difference(makers, made)
+                wrong = f"{other} is {made[other]!r}, but {makers[other]!r} of the clips before it" if other else ""
+                yield Finding(dataset, name, "makers", not other, wrong)
+                makers = made | makers
                 check = "sentences"
                 sentences = require_sentences(analysis, path)
                 yield Finding(dataset, name, check, ok=True)

@@ -27,7 +27,15 @@ from affect.core.files import atomic_write
 from affect.core.schema import Modality, check_name
 from affect.features.arrays import FeatureError, check_finite, check_rows, check_unit_rows, read_array
 from affect.features.packed import PACKED, Packed
-from affect.features.provenance import SIDECAR, check_as_packed, encoder_identity, first_difference, read_sidecar, said
+from affect.features.provenance import (
+    AU_MAKERS,
+    SIDECAR,
+    check_as_packed,
+    encoder_identity,
+    first_difference,
+    read_sidecar,
+    said,
+)
 
 EXTRACT_COMMAND = (
     "python tools/extract_features.py --dataset {dataset} --modality {modality} --save_root {root} --{kind}_encoder "
@@ -185,9 +193,12 @@ class FeatureStore:
                 f"{path}: {key} is {said(found, key)!r}, but this run would write {content[key]!r}; "
                 "use another --save_root, or delete the folder (if it is packed, unpack it first) to make it anew"
             )
-        if not there:
+        # of a faceless clip nobody knows the maker of sentences: the next one tells it
+        lacking = AU_MAKERS & content.keys() - found.keys() if found and "measured_by" in found else set()
+        if not there or lacking:
+            whole = content | (found or {}) if lacking else content
             with atomic_write(path) as handle:
-                handle.write(json.dumps(content, indent=1, sort_keys=True).encode())
+                handle.write(json.dumps(whole, indent=1, sort_keys=True).encode())
         self._written[spec.folder] = content
 
     def has_folder(self, spec: FeatureSpec) -> bool:

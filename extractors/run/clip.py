@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,12 @@ def analyse_clip(task: ClipTask) -> tuple[AuAnalysis, bool]:
         return read_au_json(find_au_json(settings.au_root or "", settings.dataset, name)), False
     if not settings.overwrite and (known := known_au_json(settings, name)):
         return read_au_json(known), False
+    if task.measured_by not in (None, settings.au_backend) and not settings.overwrite:
+        raise ValueError(
+            f"clip {name!r} would be measured by {settings.au_backend}, but others of its data set were by "
+            f"{task.measured_by}; expected one for all, so give --au_backend {task.measured_by}, or measure all anew "
+            "with --overwrite"
+        )
     if settings.au_backend != "openface":
         if task.video is None:
             raise FileNotFoundError(
@@ -265,7 +271,8 @@ def describe_clips(settings: Settings, describe: Describe, results: Sequence[Cli
                 result.errors["au_text"] = reason_of(error)
     for result, analysis in zip(clips, _all_or_each("au_text", describe, clips, items), strict=True):
         if analysis is not None:
-            result.analysis = analysis
+            how = f"{settings.frame_count} frames, {settings.sampling}"
+            result.analysis = replace(analysis, provenance={**analysis.provenance, "described": how})
             result.made.append("au_text")
 
 

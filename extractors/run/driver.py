@@ -28,6 +28,7 @@ from affect.core.au_json import au_json_path, write_au_json
 from affect.core.failures import Failure
 from affect.core.schema import Modality, check_name
 from affect.faces.finders import face_array_places
+from affect.features.provenance import first_difference
 from affect.features.store import FeatureError
 from extractors.run.clip import (
     CLIP_ERRORS,
@@ -159,8 +160,23 @@ def _fingerprints(result: ClipResult) -> dict[str, str]:
 def _declare(session: Session, results: Iterable[ClipResult]) -> None:
     """Say in the store how the new features are made, before several threads write them."""
     with target_errors(str(session.store.root)):
-        for stream in dict.fromkeys(stream for result in results for stream in result.features):
-            session.store.declare(session.specs[stream], session.provenance(stream))
+        for result in results:
+            _refuse_other_makers(session, result)
+            for stream in result.features:
+                session.store.declare(session.specs[stream], session.provenance(stream, result.analysis))
+
+
+def _refuse_other_makers(session: Session, result: ClipResult) -> None:
+    """Take from a clip its AU features where they come from other makers than those that are there, and say so."""
+    if Modality.AU not in result.features or session.settings.allow_mismatch:
+        return
+    found, made = session.store.provenance(session.specs[Modality.AU]) or {}, result.analysis.made_by
+    if key := first_difference(found, made):
+        del result.features[Modality.AU]
+        result.errors[Modality.AU] = (
+            f"{key} is {made[key]!r} in its AU JSON, but {found[key]!r} in the AU features of other clips; expected "
+            "one for all, so make its AU JSON anew, or give --allow_mismatch"
+        )
 
 
 def _record(result: ClipResult) -> ClipRecord:
@@ -270,7 +286,7 @@ def _needed(session: Session, name: str) -> tuple[ClipTask | None, dict[str, boo
     asked = tuple(stream for stream, array in stored.items() if array is None)
     au = settings.wants_au and _needs_analysis(settings, name, asked)
     if au or asked:
-        return session.task(name, asked, au), {}
+        return replace(session.task(name, asked, au), measured_by=session.measured_by if au else None), {}
     flags = {"faceless": stored.get(Modality.FACE), "silent": stored.get(Modality.AUDIO)}
     return None, {key: len(array) == 0 for key, array in flags.items() if array is not None}
 
@@ -365,7 +381,8 @@ def write_clip(session: Session, result: ClipResult) -> ClipResult:
         for stream, array in result.features.items():
             with _noting(result, stream):
                 rows = array.astype(settings.dtype)
-                session.store.write(session.specs[stream], result.name, rows, session.provenance(stream))
+                made = session.provenance(stream, result.analysis)
+                session.store.write(session.specs[stream], result.name, rows, made)
                 result.made.append(str(stream))
     return result
 

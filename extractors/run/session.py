@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affect.core.au_json import AuAnalysis, find_au_json
+from affect.core.au_json import AuAnalysis, au_json_path, find_au_json, read_au_json
 from affect.core.schema import STORED_MODALITIES, Modality, check_name
 from affect.faces.mediapipe_pipe import mediapipe_version
 from affect.features.provenance import said
@@ -66,7 +66,8 @@ class Settings:
     au_backend: str = "openface"
     """What measures the action units of a clip without AU JSON: one of `AU_BACKENDS`."""
     allow_mismatch: bool = False
-    """Whether to take action units that were measured on another number of frames than the video has."""
+    """Whether to take action units that were measured on another number of frames than the video has, or whose makers
+    are not those of the other clips."""
     streams: tuple[Modality, ...] = STORED_MODALITIES
     stages: tuple[str, ...] = STAGES
     visual_encoder: str = "CLIP_VIT_LARGE"
@@ -145,6 +146,8 @@ class ClipTask:
     """Seconds beyond the usual limit that this clip may take."""
     reader: str = "auto"
     """auto, or pyav where decord is not to be tried."""
+    measured_by: str | None = None
+    """The AU backend that the other clips of its data set were measured by; None where any will do."""
 
     @property
     def seen(self) -> tuple[Modality, ...]:
@@ -300,13 +303,33 @@ class Session:
         files = list_clips(self.settings.video_root) if self.settings.video_root else {}
         return frozenset(name for name, count in files.items() if count > 1)
 
-    def provenance(self, stream: Modality) -> dict[str, Any]:
-        """Return how the features of a stream are made, for the store's sidecar."""
+    @cached_property
+    def measured_by(self) -> str | None:
+        """The AU backend that the data set's action units are by: as the sidecar says, or else the first AU JSON.
+
+        None where there is none yet, or others are allowed.
+        """
+        root = self.settings.au_root
+        if root is None or self.settings.allow_mismatch:
+            return None
+        if known := self._there(Modality.AU, "measured_by"):
+            return known
+        folders = (au_json_path(root, self.settings.dataset, "any").parent.parent, root)
+        first = next((path for folder in folders for path in folder.glob("*/*_au_analysis.json")), None)
+        try:
+            return read_au_json(first).measured_by if first else None
+        except ValueError:  # told when its clip is read
+            return None
+
+    def provenance(self, stream: Modality, analysis: AuAnalysis | None = None) -> dict[str, Any]:
+        """Return how the features of a stream are made, for the store's sidecar; analysis: of the clip, for its AU."""
         if stream not in self._provenance:  # asked for at every write, and library versions are read from disk
             more = {"faces_from": self.faces_from} if stream == Modality.FACE else {}
             more |= {"frame_geometry": self.geometry[stream]} if stream in self.geometry else {}
             self._provenance[stream] = {**self.encoder(stream).provenance(), "dtype": self.settings.dtype, **more}
-        return self._provenance[stream]
+        if stream != Modality.AU or analysis is None or self.settings.allow_mismatch:
+            return self._provenance[stream]
+        return self._provenance[stream] | analysis.made_by
 
 
 def check_backend(name: str) -> None:

@@ -114,10 +114,28 @@ def test_the_checker_finds_every_kind_of_fault(copied, capsys):
     assert "rows of length 1" in found["grid_brbk7n", "au"]
 
 
+def test_the_checker_finds_action_units_of_another_maker(copied, capsys):
+    path = copied / "au/real/grid_swiz3n/grid_swiz3n_au_analysis.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "provenance": {**content["provenance"], "tool": "py-feat (Detectorv1)"}}))
+    found = faults(copied, capsys)
+    assert set(found) == {("grid_swiz3n", "makers")}
+    assert "measured_by is 'pyfeat', but 'openface' of the clips before it" in found["grid_swiz3n", "makers"]
+
+
+def test_a_run_with_another_backend_says_what_it_would_measure_anew(copied, shared, capsys, monkeypatch):
+    monkeypatch.setattr(extract_features, "check_installed", lambda args: None)
+    (copied / "au/real/grid_swiz3n/grid_swiz3n_au_analysis.json").unlink()
+    assert extract_features.main(arguments(copied, shared, "--modality", "au", "--au_backend", "pyfeat")) == 1
+    out = capsys.readouterr().out
+    assert "action units are by openface: 11 AU JSON are read as they are" in out
+    assert "1 clips without one fail unless --au_backend is openface" in out
+
+
 def test_the_checker_names_a_sidecar_that_is_no_json(copied, capsys):
     sidecar = copied / "features" / "real" / "au_HASHED_NGRAMS_8frms" / "provenance.json"
     sidecar.write_text("{")
-    with pytest.raises(ValueError, match=r"provenance\.json: expected a JSON object"):
+    with pytest.raises(ValueError, match=r"provenance\.json: expected JSON that says how"):
         check(copied)
 
 

@@ -102,6 +102,34 @@ def test_action_units_of_another_clip_are_a_failure_of_the_clip(tmp_path, source
     assert "measured on 20" in caplog.text
 
 
+def test_action_units_of_two_makers_do_not_mix(tmp_path, sources):
+    """Of clips measured by OpenFace, by landmarks and described by another program, the first decides."""
+    assert not run(plan(tmp_path, ["c"], sources, [Modality.AU]), describe_clips, encoder).failures  # no face, no maker
+    assert not run(plan(tmp_path, ["a"], sources, [Modality.AU]), describe_clips, encoder).failures
+    path = au_json_path(tmp_path / "au", "toy", "a")
+    made = {"measured_by": "openface", "sentences_by": "templates", "sentences_of": "8 frames, uniform"}
+    p = plan(tmp_path, ["a", "b"], sources, [Modality.AU])
+    assert made.items() <= p.store.provenance(p.specs[Modality.AU]).items()
+    analysis = read_au_json(path)
+    others = {"tool": "mediapipe face mesh"}, {"sentences": "language model x"}, {"described": "4 frames, headtail"}
+    for key, other in zip(made, others, strict=True):
+        described = replace(analysis, provenance={**analysis.provenance, **other})
+        write_au_json(described, au_json_path(tmp_path / "au", "toy", "b"))
+        (failure,) = run(p, describe_clips, encoder).failures
+        assert (failure.name, failure.stage) == ("b", "au")
+        assert failure.reason.startswith(f"{key} is ") and f"but {made[key]!r} in the AU features" in failure.reason
+    allowed = plan(tmp_path, ["b"], sources, [Modality.AU], allow_mismatch=True)
+    assert not run(allowed, describe_clips, encoder).failures
+
+
+def test_no_clip_is_measured_by_another_backend_than_the_others(tmp_path, sources, monkeypatch):
+    p = plan(tmp_path, ["a"], sources, stages=("au_json",))  # no features whose sidecar would say it
+    run(p, describe_clips, encoder)
+    (failure,) = run(plan(tmp_path, ["a", "b"], sources, stages=("au_json",), au_backend="pyfeat"), None, None).failures
+    assert (failure.name, failure.stage) == ("b", "au_json")
+    assert "would be measured by pyfeat, but others of its data set were by openface" in failure.reason
+
+
 def test_a_video_without_sound_counts_as_silent(tmp_path, sources):
     only_video = replace(sources, audio_root=None)
     p = plan(tmp_path, ["a"], only_video, [Modality.AUDIO])
