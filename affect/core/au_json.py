@@ -15,12 +15,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict
 
-from affect.core.facs import parse_au_description
+from affect.core.facs import INTENSITIES, PRESENCES, parse_au_description
 from affect.core.files import atomic_write
 from affect.core.reading import json_type, read_object, reading, require_within
 from affect.core.schema import check_name
 
 SCHEMA_VERSION = 1
+PARTS = ("level", "change", "peak")
+"""What an `AuWindow` says of each unit."""
 MAKE_HINT = (
     "make it with: python tools/extract_features.py --stages au_json,au_text --dataset, --mer-factory-output and "
 )
@@ -53,6 +55,26 @@ class Peak(TypedDict, total=False):
     intensity: float
 
 
+class AuWindow(TypedDict):
+    """What the action units did in a stretch of time, in the order of `AuCourse.units`."""
+
+    frames: list[int]
+    """First and last, 1-based."""
+    level: list[float]
+    """Means over the frames with a face."""
+    change: list[float]
+    """Mean of the later half of these frames minus that of the earlier."""
+    peak: list[float]
+
+
+class AuCourse(TypedDict):
+    """All that was measured, active or not, in a few windows of time; those without any face are left out."""
+
+    units: list[str]
+    """Columns that the tool measured: intensities 0..5 (`AU01_r`), presences 0..1 (`AU28_c`)."""
+    windows: list[AuWindow]
+
+
 class AuInfo(TypedDict, total=False):
     """What is known of the clip as a whole."""
 
@@ -63,6 +85,7 @@ class AuInfo(TypedDict, total=False):
     """Runs of 1-based frame numbers, `[first, last]` with both ends included."""
     no_peak_reason: str
     """Why `peak_frames` is empty, in words; empty where there is a peak."""
+    course: AuCourse
 
 
 @dataclass
@@ -250,6 +273,18 @@ def _check_parts(path: Path, known: dict[str, Any]) -> None:
         f"{strange[:1]}",
     )
     require_within("clip_frames", max(numbers), path)
+    course = info.get("course", {"units": [], "windows": []})
+    require(_is_course(course), "au_info.course must hold units, and windows with as many numbers for each of them")
+
+
+def _is_course(course: Any) -> bool:
+    """Tell whether a field is an `AuCourse`."""
+    try:
+        units, parts = course["units"], [window[key] for window in course["windows"] for key in PARTS]
+        numbers = all(isinstance(number, int | float) for part in parts for number in part)
+        return numbers and all(len(part) == len(units) for part in parts) and set(units) <= {*INTENSITIES, *PRESENCES}
+    except (TypeError, KeyError):
+        return False
 
 
 def _described_aus(text: Any) -> dict[str, float]:

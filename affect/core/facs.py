@@ -60,7 +60,11 @@ ACTION_UNITS: dict[str, ActionUnit] = {
         ActionUnit("AU45", "Blink", "Orbicularis oculi, pars palpebralis", _UP, "the eyes", "closed"),
     )
 }
-"""Id -> action unit, in the order of OpenFace's columns (AU28 has presence there, but no intensity)."""
+"""Id -> action unit, in the order of OpenFace's columns."""
+INTENSITIES = tuple(f"{unit}_r" for unit in ACTION_UNITS if unit != "AU28")
+"""OpenFace's 17 columns of intensities, 0 to 5."""
+PRESENCES = tuple(f"{unit}_c" for unit in ACTION_UNITS)
+"""OpenFace's 18 columns of presences, 0 or 1."""
 
 _BY_NAME = {unit.name.lower(): unit for unit in ACTION_UNITS.values()}
 _DESCRIBED = re.compile(r"\s*([^,()]+?)\s*(?:\(smile\)\s*)?\(intensity:\s*([0-9.]+)\s*\)\s*", re.IGNORECASE)

@@ -39,6 +39,12 @@ STREAM_WORDS: dict[Modality, str] = {
 }
 """What a stream is called where users read of it."""
 
+AU_VALUES = "AU_VALUES"
+"""The encoder of action units that gives what was measured, not sentences; its rows have no common length."""
+
+UNMEASURED = -1e4
+"""What a feature holds that nobody measured, since stored arrays are finite; a model reads the mean there."""
+
 PLACEHOLDERS: dict[Modality, str] = {
     Modality.AUDIO: "<AudioHere>",
     Modality.FRAME: "<FrameHere>",

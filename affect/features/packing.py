@@ -21,7 +21,7 @@ import numpy as np
 from rich.progress import track
 
 from affect.core.files import atomic_write, sync_folder
-from affect.core.schema import Modality, check_name
+from affect.core.schema import AU_VALUES, Modality, check_name
 from affect.features.arrays import FeatureError, as_rows, check_finite, check_unit_rows, parse_npy, read_bytes
 from affect.features.packed import (
     DATA,
@@ -209,7 +209,7 @@ def _pack(
         dim = sidecars.get(folder, {}).get("dim") or (rows.shape[-1] if rows.ndim else 0)
         rows = as_rows(rows, dim, str(path))
         check_finite(rows, str(path))
-        if folder.startswith(f"{Modality.AU}_"):
+        if folder.startswith(f"{Modality.AU}_") and not folder.startswith(f"{Modality.AU}_{AU_VALUES}_"):
             check_unit_rows(rows, str(path))
     except FeatureError as error:
         report.refused.append(str(error))

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from affect.core.files import atomic_write
-from affect.core.schema import Modality, check_name
+from affect.core.schema import AU_VALUES, Modality, check_name
 from affect.features.arrays import FeatureError, check_finite, check_rows, check_unit_rows, read_array
 from affect.features.packed import PACKED, Packed
 from affect.features.provenance import (
@@ -217,7 +217,7 @@ class FeatureStore:
         self._check_folder(spec, folder)
         path = f"{self._base}/{folder}/{name}.npy"
         array = read_array(path, spec.dim)
-        if spec.modality == Modality.AU:
+        if spec.modality == Modality.AU and spec.encoder != AU_VALUES:
             check_unit_rows(array, path)
         return array
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
+from affect.core.schema import UNMEASURED
+
 POSITIONS = {"video": 32, "audio": 8, "au": 32}
 """Rows of the position tables, as released checkpoints have them."""
 Read = tuple[Tensor, Tensor | None]
@@ -21,7 +23,10 @@ Read = tuple[Tensor, Tensor | None]
 
 
 class FeatureNorm(nn.Module):
-    """Standardises features by the training set's mean and deviation and clamps them at 4 deviations."""
+    """Standardises features by the training set's mean and deviation and clamps them at 4 deviations.
+
+    What nobody measured (`UNMEASURED`) counts in neither and becomes the mean.
+    """
 
     LIMIT = 4.0
 
@@ -32,13 +37,16 @@ class FeatureNorm(nn.Module):
 
     def fit(self, rows: Tensor) -> None:
         """Take mean and deviation from rows [N, D]; a constant column keeps deviation 1."""
-        deviation = rows.std(dim=0, correction=0)
-        self.mean.copy_(rows.mean(dim=0))
+        known = rows.where(rows > UNMEASURED, rows.new_tensor(float("nan")))
+        mean = known.nanmean(dim=0).nan_to_num()
+        deviation = (known - mean).square().nanmean(dim=0).sqrt().nan_to_num()
+        self.mean.copy_(mean)
         self.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return features [B, T, D] standardised."""
-        return ((features - self.mean) / self.deviation).clamp(-self.LIMIT, self.LIMIT)
+        standardised = ((features - self.mean) / self.deviation).clamp(-self.LIMIT, self.LIMIT)
+        return standardised.masked_fill(features <= UNMEASURED, 0.0)
 
 
 class Positions(nn.Module):

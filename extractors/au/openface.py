@@ -24,8 +24,9 @@ import pandas as pd
 from scipy import signal as scipy_signal
 
 from affect.core.au_json import AuAnalysis, AuInfo, FrameAus, Peak
-from affect.core.facs import ACTION_UNITS, au_description
+from affect.core.facs import INTENSITIES, PRESENCES, au_description
 from affect.core.reading import reading, require_within
+from extractors.au.course import course_of
 
 EXECUTABLE_VARIABLE = "OPENFACE_EXECUTABLE"
 """Environment variable that names OpenFace's FeatureExtraction binary."""
@@ -43,8 +44,8 @@ PEAK_HEIGHT, PEAK_DISTANCE = 0.8, 20
 HIGHEST = 5
 """Of an action unit's intensity, in OpenFace as in FACS."""
 _ROW_COLUMNS = ("frame", "timestamp", "confidence", "success")
-_UNIT_COLUMNS = {f"{unit}_r" for unit in ACTION_UNITS}
-_INTENSITY_COLUMN = re.compile(r"(?:fac_)?(AU\d\d)(?:_r|int)")
+_UNIT_COLUMNS = {*INTENSITIES, *PRESENCES}
+_UNIT_COLUMN = re.compile(r"(?:fac_)?(AU\d\d)(?:_r|_c|int|pres)")
 _HINT = "make the table anew with OpenFace's FeatureExtraction -aus"
 
 
@@ -118,7 +119,8 @@ def _run(command: list[str], timeout_s: float, video: Path) -> tuple[int, str]:
 
 
 def read_openface(path: str | Path) -> pd.DataFrame:
-    """Return one row a frame: frame (1..N), timestamp (s), confidence, face (bool), AU01_r ... (0..5).
+    """Return one row a frame: frame (1..N), timestamp (s), confidence, face (bool), AU01_r ... (0..5),
+    AU01_c ... (0, 1) where the table has them.
 
     Reads every layout of FeatureExtraction, and OpenDBM's `*_facau.csv` that renames the columns of one.
     Negative intensities become 0, those above 5 become 5 with a warning. A frame whose `success` is 0, whose confidence
@@ -179,8 +181,9 @@ def _locate_columns(path: Path, header: list[str]) -> dict[str, int]:
     if missing:
         raise ValueError(f"{path}: expected an OpenFace table of a video, found no column {missing[0]!r}; {_HINT}")
     found = {name: places[name] for name in (*_ROW_COLUMNS, "face_id") if name in places}
-    units = {f"{match[1]}_r": i for name, i in places.items() if (match := _INTENSITY_COLUMN.fullmatch(name))}
-    if not units:
+    matches = {_UNIT_COLUMN.fullmatch(name): i for name, i in places.items()}
+    units = {f"{match[1]}_{'r' if match[0][-1] in 'rt' else 'c'}": i for match, i in matches.items() if match}
+    if not any(unit.endswith("_r") for unit in units):
         raise ValueError(f"{path}: expected action unit columns such as 'AU12_r', found none; {_HINT}")
     if unknown := sorted(units.keys() - _UNIT_COLUMNS):
         raise ValueError(f"{path}: column {unknown[0]!r} is no action unit that OpenFace measures; {_HINT}")
@@ -284,7 +287,7 @@ def analyse_table(
     """
     intensity = overall_intensity(table)
     peaks = find_peaks(intensity)
-    units = [name for name in table if name in _UNIT_COLUMNS]
+    units = [name for name in table if name in INTENSITIES]
     frames: list[FrameAus] = []
     for i, row in enumerate(table.to_dict("records")):
         active = {unit: row[unit] for unit in units if row[unit] > active_threshold}
@@ -305,6 +308,7 @@ def analyse_table(
         ],
         frames_without_face=_runs(table.loc[~table["face"], "frame"].tolist()),
         no_peak_reason="" if peaks else _no_peak_reason(table, intensity),
+        course=course_of(table),
     )
     provenance = {
         "tool": tool,

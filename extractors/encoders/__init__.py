@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from affect.core.schema import Modality
+from affect.core.schema import AU_VALUES, Modality
 from affect.core.weights import resolve_weights
-from extractors.encoders.embedded import DctEncoder, HashedNgramEncoder, ProsodyEncoder
+from extractors.encoders.embedded import AuValuesEncoder, DctEncoder, HashedNgramEncoder, ProsodyEncoder
 
 EMBEDDED = {
     Modality.FRAME: DctEncoder,
@@ -26,7 +26,7 @@ NAMED: dict[Modality, dict[str, str | None]] = {
     Modality.FRAME: _PICTURES,
     Modality.FACE: _PICTURES,
     Modality.AUDIO: _SOUND,
-    Modality.AU: {"CLIP_VITB32": None},
+    Modality.AU: {"CLIP_VITB32": None, AU_VALUES: None},
 }
 """Short names of pretrained encoders of each modality, and the type that a transformers model behind them must have."""
 
@@ -37,9 +37,9 @@ class Encoder(Protocol):
     """Turns the raw material of clips into features, in two steps.
 
     `prepare` takes one item: uint8 RGB [T, H, W, 3] for frames and faces, float32 [C, N] at 16 kHz
-    or None (no sound) for audio, a list of N sentences for AU. It needs no torch and can be
-    pickled, so that decode workers run it. The encoder itself takes prepared items; a batch gives
-    what its items give one by one.
+    or None (no sound) for audio, a list of N sentences for AU (for AU_VALUES the AU analysis). It needs
+    no torch and can be pickled, so that decode workers run it. The encoder itself takes prepared items;
+    a batch gives what its items give one by one.
     """
 
     name: str
@@ -78,6 +78,8 @@ def build_encoder(
         )
     if name == EMBEDDED[modality].name:
         return EMBEDDED[modality]()
+    if modality == Modality.AU and name == AU_VALUES:
+        return AuValuesEncoder()
     known = {encoder.name for encoder in EMBEDDED.values()}.union(*NAMED.values())
     if name in known - NAMED[modality].keys():
         raise ValueError(f"encoder {name} is not one for {modality!s}: {_expected(modality)}; correct the config")

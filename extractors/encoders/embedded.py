@@ -20,6 +20,8 @@ import librosa
 import numpy as np
 from scipy import fft
 
+from affect.core.schema import AU_VALUES, UNMEASURED
+from extractors.au.course import COLUMNS, WINDOWS, values_of
 from extractors.media.decode import SAMPLE_RATE
 
 _SIDE = 48
@@ -135,6 +137,26 @@ class HashedNgramEncoder:
         if not row.any():  # every bin cancelled out
             row[zlib.crc32(text.encode()) % self.dim] = 1.0
         return row / np.linalg.norm(row)
+
+
+class AuValuesEncoder:
+    """What was measured of the action units: level, change and peak over windows of time, see `extractors.au.course`.
+
+    Sentences lose most of it (an intensity becomes a word, words a vector); here a row is a window of the clip.
+    """
+
+    name = AU_VALUES
+    dim = len(COLUMNS)
+    prepare = staticmethod(values_of)
+
+    def provenance(self) -> dict[str, Any]:
+        """Return how the features are made, as plain JSON values."""
+        layer = "17 levels, 17 changes, 17 peaks (0 to 5), 18 presences (0 to 1), in the order of OpenFace's columns"
+        return _provenance(layer, f"{WINDOWS} windows of time", f"{UNMEASURED:g} where not measured", {})
+
+    def __call__(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the items, since all work is done in preparing them; raises ValueError for items that are not."""
+        return _checked(items, (self.dim,))
 
 
 def _provenance(layer: str, pooling: str, preprocessing: str, versions: dict[str, str]) -> dict[str, Any]:

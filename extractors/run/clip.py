@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from affect.core.au_json import AuAnalysis, au_json_path, find_au_json, read_au_json, require_sentences
-from affect.core.schema import Modality
+from affect.core.schema import AU_VALUES, Modality
 from affect.faces.finders import FaceFinder, build_face_finder, find_faces, load_face_array
 from extractors.au.openface import analyse_openface, run_openface
 from extractors.media.decode import count_frames, frame_indices, load_audio, read_video, sound_clips
@@ -304,16 +304,19 @@ def frames_to_describe(analysis: AuAnalysis, count: int, sampling: str) -> list[
 
 
 def _item(session: Session, stream: Modality, result: ClipResult) -> Any:
-    """Return what the encoder of a stream takes of a clip: of AU the sentences that are asked for or out of date."""
+    """Return what the encoder of a stream takes of a clip; of AU what is asked for or out of date."""
     if stream != Modality.AU:
         return result.items.get(stream, _NOTHING)
     if result.analysis is None or "au_text" in result.errors:
         return _NOTHING
     if Modality.AU not in result.task.streams and "au_text" not in result.made:
         return _NOTHING
+    encoder = session.encoder(stream)
     try:
+        if encoder.name == AU_VALUES:
+            return encoder.prepare(result.analysis)
         path = au_json_path(session.settings.au_root or "", session.settings.dataset, result.name)
-        return session.encoder(stream).prepare(require_sentences(result.analysis, path))
+        return encoder.prepare(require_sentences(result.analysis, path))
     except ValueError as error:
         result.errors["au_text"] = reason_of(error)
         return _NOTHING
