@@ -174,7 +174,7 @@ def test_single_frame_measures_nothing():
 def test_table_has_the_form_of_an_openface_table(shared):
     theirs = read_openface(shared / "data/openface/featureextraction/grid_bbaf2n.csv")
     ours = table_of(clip(), np.arange(40) / 25)
-    assert set(ours) == set(theirs)
+    assert set(ours) == {name for name in theirs if not name.endswith("_c")}
     assert ours.dtypes.to_dict() == {name: theirs.dtypes[name] for name in ours}
 
 
