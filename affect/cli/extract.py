@@ -117,7 +117,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add(
         "--au_encoder",
         default="CLIP_VITB32",
-        help="CLIP_VITB32, open_clip:<name>/<weights>, hf:<folder or hub id>, or HASHED_NGRAMS (needs no weights)",
+        help="of sentences: CLIP_VITB32, open_clip:<name>/<weights>, hf:<folder or hub id>, or HASHED_NGRAMS (needs no "
+        "weights); of what was measured: AU_VALUES",
     )
     add("--au_maker", default=TEMPLATES, help="templates, or a language model's folder or hub id")
     add("--au_adapter", help="PEFT adapter of that language model")

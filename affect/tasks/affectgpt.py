@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from affect.core.schema import Batch
+from affect.core.schema import AU_VALUES, Batch
 from affect.data.collate import Collator
 from affect.data.config import Config, RunConfig
 from affect.data.dataset import ClipDataset, Features, TrainingSamples, open_datasets, query_tokens
@@ -132,6 +132,8 @@ def open_task(
     """Return the task with data and model opened; raises ValueError for what cannot be used."""
     if config.model.load_in_4bit and accelerator.device.type != "cuda":
         raise ValueError(f"model.load_in_4bit needs a GPU, found run.device {accelerator.device}; set it to False")
+    if any(each.au_encoder == AU_VALUES for each in config.datasets.values()) and not config.model.standardize_features:
+        raise ValueError(f"{AU_VALUES} are intensities as they were measured; set model.standardize_features: True")
     splits = ["train", *([config.run.val_split] if config.run.val_split else [])]
     if config.model.use_au_agent and accelerator.is_main_process:
         for split in splits:

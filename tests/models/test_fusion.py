@@ -133,3 +133,13 @@ def test_a_single_picture_is_scored_only_where_the_checkpoint_was_trained_so():
             expected = x.sum(dim=1) if count == 1 and not scored else x.sum(dim=1) * 0.5
             out = branch(x, torch.ones(1, count, dtype=torch.bool))
             torch.testing.assert_close(out[:, 0], branch.proj(expected))
+
+
+def test_what_nobody_measured_is_the_mean_and_counts_in_no_statistic():
+    norm, known = FeatureNorm(2), torch.tensor([[1.0, 5.0], [3.0, 7.0], [5.0, 9.0]])
+    norm.fit(known)
+    other = FeatureNorm(2)
+    other.fit(torch.cat([known, torch.full((4, 2), UNMEASURED)]))
+    torch.testing.assert_close((other.mean, other.deviation), (norm.mean, norm.deviation))
+    read = norm(torch.tensor([[[UNMEASURED, 9.0]]]))
+    assert read[0, 0, 0] == 0 and read[0, 0, 1] > 1
