@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from affect.core.schema import UNMEASURED
 from affect.models.fusion import (
     POSITIONS,
     AttentionBranch,
