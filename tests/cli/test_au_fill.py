@@ -12,6 +12,7 @@ from affect.data.config import Config, ConfigError
 from affect.features.store import FeatureStore
 from extractors.au.openface import analyse_openface
 from extractors.au.templates import describe_clips
+from extractors.run.journal import RunReport
 from toy_clips import write_table
 
 
@@ -57,11 +58,16 @@ def test_the_agent_describes_what_has_no_sentence_and_makes_its_features(world, 
     assert fill_sentences(world, "test") == 0  # what is there is not made again
 
 
-def test_sentences_alone_are_made_where_they_are_encoded_when_asked_for(world):
-    world.datasets["toy"].use_preextracted_au = False
+@pytest.mark.parametrize("way", [{"use_preextracted_au": False}, {"use_nonverbal_text": True}])
+def test_sentences_alone_are_made_where_nothing_is_stored_of_them(world, monkeypatch, way):
+    ran = []
+    monkeypatch.setattr(au_fill, "run", lambda session, names: ran.append((session.settings, names)) or RunReport(2))
+    world.datasets["toy"] = world.datasets["toy"].over(way)
     assert fill_sentences(world, "test") == 2
-    assert sentences_of(world)["c11"] == 8
-    assert stored(world) == []
+    ((settings, names),) = ran
+    assert (settings.stages, names) == (("au_text",), ["c8", "c11"])
+    world.datasets["toy"] = world.datasets["toy"].over({"use_nonverbal_text": True, "nonverbal_json": "captions.json"})
+    assert fill_sentences(world, "test") == 0  # nobody reads them
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_rest(world, tmp_path):

@@ -9,6 +9,7 @@ from peft import get_peft_model_state_dict
 
 from affect.cli import convert_checkpoint
 from affect.core.layouts import LAYOUTS
+from affect.core.schema import Modality
 from affect.data.config import load_config, read_config
 from affect.engine.checkpoint import find_checkpoint, read_state
 from affect.models.affectgpt import build_affectgpt
@@ -193,6 +194,15 @@ def test_a_lone_picture_is_read_as_the_training_read_it(tmp_path, cfg_path, pth)
         options = ["--options", f"datasets.toy.use_preextracted_features={stored}", "model.skip_encoders=False"]
         convert(pth, run, "--cfg-path", cfg_path, *options)
         assert read_config(run / pth.stem).model.score_single_picture is not stored
+
+
+def test_action_units_in_words_have_no_weights(tmp_path, cfg_path, pth):
+    edit(pth, lambda content: [content["model"].pop(key) for key in list(content["model"]) if key.startswith("au_")])
+    with pytest.raises(ValueError, match="use the YAML file that it was trained with"):
+        convert(pth, tmp_path / "run", "--cfg-path", cfg_path)
+    convert(pth, tmp_path / "run", "--cfg-path", cfg_path, "--options", "datasets.toy.use_nonverbal_text=True")
+    (section,) = read_config(tmp_path / "run" / pth.stem).datasets.values()
+    assert section.captioned and Modality.AU not in section.layout.needed
 
 
 def test_video_steps_are_those_that_the_pre_fusion_reads(cfg_path):

@@ -1,5 +1,6 @@
 """Users' own files and the recommended ones, on miniatures of published data sets, with tiny stand-ins for weights."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -134,6 +135,34 @@ def test_the_recommended_files_answer_from_raw_clips_as_from_stored_features(
     in_part = f"inference.preextracted_root={some}"
     mixed = answer_with(mixed_file, world, run_folder, tmp_path / "mixed", answered_in[1], in_part)
     assert mixed[0]["streams"] == stored[0]["streams"]
+
+
+def test_the_file_of_action_units_in_words(world, features, tmp_path, shared):
+    """It trains on stored features and answers from raw clips; each stream has a switch."""
+    file, captions = shared / "goldens/user_configs/nonverbal_face_frame_au.yaml", tmp_path / "captions.json"
+    told = {"MERCaptionPlus": {"a1": {"caption": "The brows rise."}}, "MER2023": {"m3": {"caption": "The lips part."}}}
+    captions.write_text(json.dumps(told))
+    places = [f"nonverbal_json={captions}", f"preextracted_root={features}"]
+    run_folder = train_with(file, world, tmp_path, *(f"datasets.mercaptionplus.{place}" for place in places))
+    places = [f"inference.{place}" for place in places]
+    switches = [f"inference.use_preextracted_{stream}=true" for stream in ("frame", "face", "audio")]
+    stored = answer_with(file, world, run_folder, tmp_path / "stored", *places, *switches)
+    nowhere = f"inference.preextracted_root={tmp_path / 'no_features'}"
+    live = answer_with(file, world, run_folder, tmp_path / "live", places[0], nowhere)
+    assert live == stored
+    assert (live[0]["streams"][-1], live[0]["nonverbal"]) == ("au", "The lips part.")
+
+
+def test_the_file_of_an_evaluation_names_clips_and_labels_itself(world, features, tmp_path, shared):
+    users, folder = shared / "goldens/user_configs", world / "data" / FOLDERS["mer2023"]
+    own = [f"datasets.mercaptionplus.preextracted_root={features}", "model.au_fusion_type=attention"]
+    run_folder = train_with(users / "recommended_train_with_preextracted_au.yaml", world, tmp_path, *own)
+    labels = f"evaluation_datasets_cfg.mer2023.eval_file_path={folder / 'label-6way.npz'}"
+    places = [labels, f"inference.mer_factory_output={world / 'au'}", f"inference.preextracted_root={features}"]
+    file = users / "eval_mer2023_frame_preextract.yaml"
+    (answer,) = answer_with(file, world, run_folder, tmp_path, "inference.data_root=elsewhere", *places)
+    assert (answer["name"], answer["subtitle"], answer["labels"]) == ("m3", "m3 says", ["neutral"])
+    assert answer["streams"] == ["multi", "audio", "face", "frame", "au"]
 
 
 def test_the_agent_describes_before_it_is_answered(world, features, tmp_path, shared, tiny_llm):
