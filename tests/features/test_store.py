@@ -1,10 +1,13 @@
 import json
 import shutil
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from affect.core.schema import Modality
+from affect.features.packing import pack
 from affect.features.store import FeatureError, FeatureSpec, FeatureStore, feature_folder
 
 FRAME = FeatureSpec(Modality.FRAME, "CLIP_VIT_LARGE", dim=4)
@@ -41,6 +44,40 @@ def test_what_is_written_is_read(tmp_path):
     np.testing.assert_array_equal(store.read(FRAME, "a"), array)
 
 
+def test_only_uniform_frames_have_another_spelling():
+    folder = "frame_CLIP_VIT_LARGE"
+    assert FRAME.folders == (f"{folder}_8frms", f"{folder}_uniform_8frms")
+    peaks = FeatureSpec(Modality.FRAME, "CLIP_VIT_LARGE", 4, sampling="emotion_peak")
+    assert peaks.folders == (f"{folder}_emotion_peak_8frms",)
+    assert AU.folders == (AU.folder,) == ("au_CLIP_VITB32_8frms",)
+
+
+def test_a_sidecar_is_laid_out_for_people(tmp_path):
+    path = FeatureStore(tmp_path, "meld").write(FRAME, "a", np.ones((8, 4), np.float32), {"weights": "1", "layer": "x"})
+    lines = path.with_name("provenance.json").read_text().splitlines()
+    assert lines[1:-1] == sorted(lines[1:-1])
+    assert lines[1] == ' "count": 8,'
+
+
+def test_features_of_unknown_origin_are_told_to_whoever_reads_them(tmp_path):
+    store = FeatureStore(tmp_path, "meld")
+    store.write(FRAME, "a", np.ones((8, 4), np.float32), {}).with_name("provenance.json").unlink()
+    with pytest.warns(UserWarning, match="frame_CLIP_VIT_LARGE_8frms has no") as told:
+        for _ in range(2):
+            FeatureStore.read(store, FRAME, "a")
+    assert [warning.filename for warning in told] == [__file__]
+
+
+def test_a_store_is_known_by_where_it_is_and_not_by_what_it_has_looked_at(tmp_path):
+    store = FeatureStore(tmp_path, "meld")
+    store.write(FRAME, "a", np.ones((8, 4), np.float32), {})
+    store.read(FRAME, "a")
+    assert store == FeatureStore(tmp_path, "meld") != FeatureStore(tmp_path, "mosi")
+    assert repr(store) == f"FeatureStore(root={store.root!r}, dataset='meld')"
+    with pytest.raises(TypeError):
+        FeatureStore(tmp_path, "meld", {})
+
+
 def test_root_may_name_the_data_set_already(tmp_path):
     assert FeatureStore(tmp_path / "meld", "MELD").root == tmp_path / "meld"
 
@@ -62,7 +99,10 @@ def test_a_vector_is_one_row_and_no_rows_mean_absent(tmp_path):
 
 
 def test_a_missing_feature_names_clip_path_and_command(tmp_path):
-    with pytest.raises(FeatureError, match=r"'a'.*frame_CLIP_VIT_LARGE_8frms/a\.npy.*extract_features\.py"):
+    with (
+        warnings.catch_warnings(action="error"),
+        pytest.raises(FeatureError, match=r"'a'.*_8frms/a\.npy.*extract_feat"),
+    ):
         FeatureStore(tmp_path, "meld").read(FRAME, "a")
 
 
@@ -127,6 +167,19 @@ def test_hub_ids_that_differ_have_folders_that_differ():
     assert len({feature_folder(Modality.FACE, encoder) for encoder in encoders}) == len(encoders)
 
 
+def test_packed_features_are_known_and_checked_as_files_are(tmp_path):
+    store, array = FeatureStore(tmp_path, "meld"), np.ones((8, 4), np.float32)
+    store.write(FRAME, "a", array, {})
+    pack(store.root, delete=True)
+    store.write(AU, "b", array / 2, {})
+    reader = FeatureStore(tmp_path, "meld")
+    assert reader.missing(FRAME, ["a", "b"]) == ["b"]
+    assert [reader.has_folder(spec) for spec in (FRAME, AU, replace(AU, encoder="OTHER"))] == [True, True, False]
+    np.testing.assert_array_equal(reader.read(FRAME, "a"), array)
+    with pytest.raises(FeatureError, match="dim is 4, but the run expects 5"):
+        reader.read(replace(FRAME, dim=5), "a")
+
+
 @pytest.mark.parametrize(
     "path", ["runs/rafdb", "/data/runs/rafdb/", "rafdb/best.safetensors", "/data/runs/rafdb/best.safetensors"]
 )
@@ -157,8 +210,11 @@ def test_models_of_the_same_last_name_do_not_mix(tmp_path):
 def test_sidecar_is_compared_once_a_run(tmp_path, monkeypatch):
     store, array = FeatureStore(tmp_path, "meld"), np.ones((8, 4), np.float32)
     store.write(FRAME, "a", array, {"weights": "1"})
+    store.read(FRAME, "a")
     monkeypatch.setattr("affect.features.store.read_sidecar", lambda _: pytest.fail("the sidecar was read again"))
     store.write(FRAME, "b", array, {"weights": "1"})
+    store.read(FRAME, "b")
+    store.read(replace(FRAME), "b")
 
 
 def test_a_folder_deleted_in_the_middle_of_a_run_gets_its_sidecar_again(tmp_path):
