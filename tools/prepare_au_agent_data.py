@@ -28,7 +28,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from affect.core.au_json import read_au_json, sentences
+from affect.core.au_json import list_au_json, read_au_json, sentences
 from affect.core.conversation import COLUMNS, SYSTEM
 from affect.core.facial_words import WORDS
 from affect.core.facs import parse_au_description
@@ -42,7 +42,6 @@ from extractors.au.templates import INSTRUCTION, active_aus, frame_input
 LEAK, UNREADABLE, CUT_OFF, REPEATED = "leak", "unreadable", "cut off", "repeated"
 UNDESCRIBED, MISSING = "no sentences", "no AU JSON"
 SETS = TRAIN, VAL = ("au_agent_train", "au_agent_val")
-ENDING = "_au_analysis.json"
 Labels = tuple[str, ...]
 
 _MORE_FEELINGS = """
@@ -93,10 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     root, folder = args.mer_factory_output, args.save_root
     labels = read_label_table(args.csv_path, args.csv_column, args.label) if args.csv_path else {}
-    # directly below the root, or in data set folders
-    found = sorted([*root.glob(f"*/*{ENDING}"), *root.glob(f"*/*/*{ENDING}")]) if root else []
-    paths = [(path.name.removesuffix(ENDING), path) for path in found]
-    paths = [(clip, path) for clip, path in paths if not args.csv_path or clip in labels]
+    found = list_au_json(root) if root else []
+    paths = [(clip, path) for clip, path in found if not args.csv_path or clip in labels]
     older = [entry for path in args.jsonl for entry in convert(path)]
     clips = {clip for clip, _ in paths} | {entry.clip for entry in older}
     if not clips:

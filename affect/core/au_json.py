@@ -21,6 +21,8 @@ from affect.core.reading import json_type, read_object, reading, require_within
 from affect.core.schema import check_name
 
 SCHEMA_VERSION = 1
+ENDINGS = ("_au_analysis.json", "_merr_data.json")
+"""Of the names of AU JSON files, the first of those that we write."""
 PARTS = ("level", "change", "peak")
 """What an `AuWindow` says of each unit."""
 MAKE_HINT = (
@@ -148,7 +150,7 @@ def au_json_path(root: str | Path, dataset: str, name: str) -> Path:
     there in another case (MERCaptionPlus for mercaptionplus) is the dataset's.
     """
     folder = _dataset_folder(Path(root), check_name(dataset, "dataset name")) if dataset else Path(root)
-    return folder / check_name(name) / f"{name}_au_analysis.json"
+    return folder / check_name(name) / f"{name}{ENDINGS[0]}"
 
 
 @cache
@@ -161,16 +163,33 @@ def _dataset_folder(root: Path, dataset: str) -> Path:
 
 
 def find_au_json(root: str | Path, dataset: str, name: str) -> Path:
-    """Return where the AU JSON of a clip is, with or without the dataset folder.
+    """Return where the AU JSON of a clip is, with or without the dataset folder, as `list_au_json` finds it.
 
     Raises FileNotFoundError naming both places where it is in neither.
     """
     places = list(dict.fromkeys([au_json_path(root, dataset, name), au_json_path(root, "", name)]))
-    for path in places:
-        if path.is_file():
+    for place in places:
+        if path := _in_folder(place.parent, name):
             return path
     expected = " or ".join(str(path) for path in places)
     raise FileNotFoundError(f"clip {name!r} has no AU JSON: expected {expected}; {MAKE_HINT}")
+
+
+def list_au_json(root: Path) -> list[tuple[str, Path]]:
+    """Return clip and AU JSON of every folder of a clip below a root, in folders of data sets or not.
+
+    The folder is named after the clip. Its file is called as here, or `{name}_merr_data.json` as a full run of
+    MER-Factory leaves it, or is the only one with such an ending.
+    """
+    found = {path.parent for ending in ENDINGS for place in ("*", "*/*") for path in root.glob(f"{place}/*{ending}")}
+    files = ((folder.name, _in_folder(folder, folder.name)) for folder in sorted(found))
+    return [(name, path) for name, path in files if path]
+
+
+def _in_folder(folder: Path, name: str) -> Path | None:
+    named = (path for ending in ENDINGS if (path := folder / f"{name}{ending}").is_file())
+    alone = (paths[0] for ending in ENDINGS if len(paths := list(folder.glob(f"*{ending}"))) == 1)
+    return next(chain(named, alone), None)
 
 
 def read_au_json(path: str | Path) -> AuAnalysis:
@@ -196,6 +215,8 @@ def _analysis(path: Path, content: dict[str, Any]) -> AuAnalysis:
         )
     known = {key: content.pop(key) for key in _FIELDS if key in content}
     known = {key: value for key, value in known.items() if value is not None}
+    if not known.get("per_frame_au_descriptions") and (peak := _peak_of_merfactory(content)):
+        known["per_frame_au_descriptions"] = [peak]
     for key, value in known.items():
         if not isinstance(value, _FIELDS[key]):
             raise ValueError(
@@ -285,6 +306,15 @@ def _is_course(course: Any) -> bool:
         return numbers and all(len(part) == len(units) for part in parts) and set(units) <= {*INTENSITIES, *PRESENCES}
     except (TypeError, KeyError):
         return False
+
+
+def _peak_of_merfactory(content: dict[str, Any]) -> FrameAus | None:
+    """Return the one frame whose action units a full run of MER-Factory keeps."""
+    peak = content.get("overall_peak_frame_info") or content.get("peak_frame_info")
+    if not isinstance(peak, dict) or not peak.get("top_aus_intensities"):
+        return None
+    frame = FrameAus(active_aus=peak["top_aus_intensities"], is_peak_frame=True)
+    return frame | {key: peak[of] for key, of in (("frame", "frame_number"), ("timestamp", "timestamp")) if of in peak}
 
 
 def _described_aus(text: Any) -> dict[str, float]:

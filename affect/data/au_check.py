@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from affect.core.au_json import au_json_path, find_au_json, read_au_json, require_sentences
+from affect.core.au_json import au_json_path, find_au_json, list_au_json, read_au_json, require_sentences
 from affect.core.schema import Modality
 from affect.data.config import DatasetConfig, ModelConfig
 from affect.data.manifest import read_clips
@@ -71,7 +71,7 @@ def clip_names(dataset: str, section: DatasetConfig, store: FeatureStore, au_roo
     # with the data set's folder between root and clips, or without
     folder = au_json_path(au_root, dataset, "any").parent.parent
     folder = folder if folder.is_dir() else au_root
-    names = store.names() | {path.parent.name for path in folder.glob("*/*_au_analysis.json")}
+    names = store.names() | {name for name, path in list_au_json(folder) if path.parent.parent == folder}
     if not names:
         raise ValueError(f"{store.root} and {au_root}: expected features or AU JSON of {dataset}, found neither")
     return sorted(names)

@@ -10,6 +10,7 @@ from affect.core.au_json import (
     AuAnalysis,
     au_json_path,
     find_au_json,
+    list_au_json,
     read_au_json,
     require_sentences,
     sentences,
@@ -53,10 +54,33 @@ def test_every_version_of_merfactory_loads_and_keeps_its_fields(shared, tmp_path
         original = json.loads(path.read_text(encoding="utf-8"))
         analysis = read_au_json(path)
         assert analysis.source_path == original.get("source_path", "")
-        assert analysis.summary_description == {} and analysis.per_frame_au_descriptions == []
+        assert analysis.summary_description == {}
+        peak = original.get("overall_peak_frame_info") or original.get("peak_frame_info")
+        frames = [(peak["frame_number"], peak["timestamp"], peak["top_aus_intensities"])] if peak else []
+        read = [
+            (frame["frame"], frame["timestamp"], frame["active_aus"]) for frame in analysis.per_frame_au_descriptions
+        ]
+        assert read == frames
         write_au_json(analysis, tmp_path / path.name)
         written = json.loads((tmp_path / path.name).read_text(encoding="utf-8"))
         assert {key: written[key] for key in original} == original
+
+
+def test_files_of_merfactory_are_found_by_their_ending_or_their_folder(tmp_path):
+    for name in (
+        "set/a/a_merr_data.json",
+        "set/a/a_au_analysis.json",
+        "set/b/b_merr_data.json",
+        "c/video_merr_data.json",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    found = {"a": "set/a/a_au_analysis.json", "b": "set/b/b_merr_data.json", "c": "c/video_merr_data.json"}
+    assert {name: find_au_json(tmp_path, "set", name) for name in found} == {k: tmp_path / v for k, v in found.items()}
+    assert dict(list_au_json(tmp_path)) == {k: tmp_path / v for k, v in found.items()}
+    (tmp_path / "c/other_merr_data.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="clip 'c' has no AU JSON"):
+        find_au_json(tmp_path, "set", "c")
 
 
 def test_unknown_fields_at_every_level_are_written_back(tmp_path):
