@@ -19,9 +19,6 @@ def stand_in() -> tuple[dict[str, ModuleType], SimpleNamespace]:
             self.tokenizer = AutoTokenizer.from_pretrained(model)
             self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
 
-        def get_default_sampling_params(self) -> SimpleNamespace:
-            return SimpleNamespace(temperature=0.7, max_tokens=16)
-
         def generate(self, prompts, sampling_params, *, use_tqdm, lora_request):
             assert not use_tqdm
             given.calls.append((prompts, sampling_params, lora_request))

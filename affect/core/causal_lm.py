@@ -71,22 +71,19 @@ def load_causal_lm(
     tokenizer: PreTrainedTokenizerBase | None = None,
     adapter: str | Path | None = None,
     role: str = "language model",
-    own_sampling: bool = False,
     **options: Any,
 ) -> PreTrainedModel | PeftModel:
     """Return a causal language model, with a PEFT adapter where one is named, that stops where its answers end.
 
-    tokenizer: its end-of-text token ends an answer, too; own_sampling: keep the model's own generation settings, for a
-    caller that samples by them; options: further ones of `from_pretrained`. Raises FileNotFoundError where a folder is
-    missing, ValueError where it holds something else or a hub id cannot be loaded.
+    tokenizer: its end-of-text token ends an answer, too; options: further ones of `from_pretrained`. Raises
+    FileNotFoundError where a folder is missing, ValueError where it holds something else or a hub id cannot be loaded.
     """
     source = find_weights(name, role)
     adapter_source = find_weights(adapter, f"{role}, adapter") if adapter else None
     with one_sentence(role, source):
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **options)
-    own = model.generation_config
-    stops = stop_tokens(own, tokenizer)
-    model.generation_config = own if own_sampling else GenerationConfig()
+    stops = stop_tokens(model.generation_config, tokenizer)
+    model.generation_config = GenerationConfig()
     model.generation_config.update(eos_token_id=stops or None, pad_token_id=stops[0] if stops else None)
     if adapter_source:
         with one_sentence(f"{role}, adapter", adapter_source):

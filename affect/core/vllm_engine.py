@@ -52,19 +52,14 @@ class VllmEngine:
         self,
         prompts: Sequence[Sequence[int] | Tensor],
         max_new_tokens: int,
-        own_sampling: bool = False,
         **sampling: Any,
     ) -> list[str]:
         """Return what the model says to each prompt, given as token ids or as embeddings [L, E].
 
-        Greedily, unless `own_sampling` (by the model's own settings) or `sampling` (as vllm.SamplingParams takes it)
-        says otherwise. vLLM itself adds the end tokens of model and tokenizer.
+        Greedily, unless `sampling` (as vllm.SamplingParams takes it) says otherwise. vLLM itself adds the end tokens of
+        model and tokenizer.
         """
-        if own_sampling:
-            chosen = self._llm.get_default_sampling_params()
-        else:
-            chosen = self._vllm.SamplingParams(**{"temperature": 0.0, **sampling})
-        chosen.max_tokens = max_new_tokens
+        chosen = self._vllm.SamplingParams(**{"temperature": 0.0, "max_tokens": max_new_tokens, **sampling})
         given = [
             {"prompt_embeds": prompt.cpu()} if isinstance(prompt, Tensor) else {"prompt_token_ids": list(prompt)}
             for prompt in prompts

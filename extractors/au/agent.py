@@ -37,17 +37,17 @@ class Agent(ABC):
     """What the backends share: active AUs to prompts, prompts to answers, answers to sentences of clips.
 
     `model` is a folder, a hub id or a name that `affect.core.weights` knows; `adapter` the same for a PEFT adapter.
-    Decoding is greedy unless `do_sample`, and then follows the model's own settings. Greedy answers depend on
-    the prompt alone, so equal prompts are asked once, and those of the last call are remembered: clips that are
-    tried again one by one, because one among them failed, cost nothing new. Raises FileNotFoundError where a
-    folder of weights is missing, ValueError where it holds something else or a hub id cannot be loaded.
+    Decoding is greedy, whatever the model's own settings are. So answers depend on the prompt alone, equal prompts are
+    asked once, and those of the last call are remembered: clips that are tried again one by one, because one among
+    them failed, cost nothing new. Raises FileNotFoundError where a folder of weights is missing, ValueError where it
+    holds something else or a hub id cannot be loaded.
     """
 
-    def __init__(self, model: str | Path, adapter: str | Path | None, max_new_tokens: int, do_sample: bool) -> None:
+    def __init__(self, model: str | Path, adapter: str | Path | None, max_new_tokens: int) -> None:
         if max_new_tokens < 1:
             raise ValueError(f"AU agent: max_new_tokens is {max_new_tokens}, expected at least 1; change the settings")
         self.made_by = f"language model {model}" + (f" with adapter {adapter}" if adapter else "")
-        self.max_new_tokens, self.do_sample = max_new_tokens, do_sample
+        self.max_new_tokens = max_new_tokens
         self._answered: dict[str, str] = {}
         self.tokenizer = load_tokenizer(model, _ROLE)
 
@@ -58,23 +58,20 @@ class Agent(ABC):
     def describe(self, frames: list[ActiveAus]) -> list[tuple[str, str]]:
         """Return (whole exchange, answer alone) of each frame's active AUs."""
         prompts = [frame_prompt(active) for active in frames]
-        said = self._sample(prompts) if self.do_sample else self._decode_greedily(prompts)
+        said = self._decode(prompts)
         return [(exchange(prompt, answer, SYSTEM), answer) for prompt, answer in zip(prompts, said, strict=True)]
 
     @abstractmethod
     def _generate(self, prompts: list[list[int]]) -> Iterable[str]:
         """Return what the model says to each prompt, given as token ids."""
 
-    def _decode_greedily(self, prompts: list[str]) -> list[str]:
+    def _decode(self, prompts: list[str]) -> list[str]:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._answered]
         if new:
             self._answered = {prompt: self._answered[prompt] for prompt in prompts if prompt in self._answered}
             for i, answer in self._answers(new):
                 self._answered[new[i]] = answer
         return [self._answered[prompt] for prompt in prompts]
-
-    def _sample(self, prompts: list[str]) -> list[str]:
-        return [answer for _, answer in sorted(self._answers(prompts))]
 
     def _answers(self, prompts: list[str]) -> Iterator[tuple[int, str]]:
         """Yield place and answer of each prompt, the longest first: too little memory shows at once."""
@@ -94,14 +91,13 @@ class AuAgent(Agent):
         device: str = "cpu",
         batch_size: int = 8,
         max_new_tokens: int = 128,
-        do_sample: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"AU agent: batch_size is {batch_size}, expected at least 1; change the settings")
-        super().__init__(model, adapter, max_new_tokens, do_sample)
+        super().__init__(model, adapter, max_new_tokens)
         self.batch_size = batch_size
-        network = load_causal_lm(model, model_precision(device), self.tokenizer, adapter, _ROLE, own_sampling=do_sample)
-        network.generation_config.update(max_new_tokens=max_new_tokens, do_sample=do_sample)
+        network = load_causal_lm(model, model_precision(device), self.tokenizer, adapter, _ROLE)
+        network.generation_config.max_new_tokens = max_new_tokens
         self.model = network.to(device).eval()
 
     def _generate(self, prompts: list[list[int]]) -> Iterator[str]:
@@ -117,7 +113,6 @@ class VllmAgent(Agent):
         adapter: str | Path | None = None,
         device: str = "cuda",
         max_new_tokens: int = 128,
-        do_sample: bool = False,
         **engine: Any,
     ) -> None:
         vllm = import_vllm("AU agent: backend")
@@ -126,12 +121,12 @@ class VllmAgent(Agent):
                 f"AU agent: device is {device!r}, but vllm takes the first GPU that it sees: expected cuda; choose the "
                 "GPU with CUDA_VISIBLE_DEVICES, or use backend hf"
             )
-        super().__init__(model, adapter, max_new_tokens, do_sample)
+        super().__init__(model, adapter, max_new_tokens)
         lora = find_weights(adapter, f"{_ROLE}, adapter") if adapter else None
         self._engine = VllmEngine(vllm, find_weights(model, _ROLE), _ROLE, lora, **engine)
 
     def _generate(self, prompts: list[list[int]]) -> list[str]:
-        return self._engine.answers(prompts, self.max_new_tokens, own_sampling=self.do_sample)
+        return self._engine.answers(prompts, self.max_new_tokens)
 
 
 def _first_turn(text: str) -> str:

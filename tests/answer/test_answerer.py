@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from affect.answer import setup
 from affect.answer.answerer import Answerer, check_features
+from affect.answer.files import REASONING, answer_settings
 from affect.answer.setup import check_layout, inference_device, load_model
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Modality
@@ -65,6 +66,16 @@ def test_sampling_follows_the_seed_and_the_clips_alone(answerer, dataset, tiny_w
     assert texts(0) == texts(0)
     assert texts(0) != texts(1)
     assert texts(0)[8:] == texts(0, 8)  # a run that goes on after its first batch
+
+
+def test_what_answers_are_drawn_by_is_in_their_settings(answerer, dataset, tiny_world, tmp_path):
+    def settings(do_sample: bool) -> dict:
+        tiny_world.inference.do_sample = do_sample
+        return answer_settings(tiny_world, dataset.config, tmp_path, answerer.prompts, REASONING)
+
+    greedy, sampled = settings(False), settings(True)
+    drawn_by = {"do_sample": True, "seed": 42, "top_p": 0.9, "temperature": 1.0}
+    assert sampled == greedy | drawn_by and not drawn_by.keys() & greedy.keys() - {"do_sample"}
 
 
 def test_greedy_is_greedy_whatever_the_language_model_s_folder_says(answerer, dataset, tiny_world, tiny_llm, tmp_path):

@@ -79,7 +79,6 @@ def test_greedy_is_greedy_whatever_the_folder_says(plain_llm, tmp_path):
         kept = {key: value for key, value in model.generation_config.to_diff_dict().items() if value is not None}
         assert kept.keys() - {"transformers_version"} == {"eos_token_id", "pad_token_id", "max_new_tokens"}
     assert said[0] == said[1] and any(said[0])
-    assert load_causal_lm(tmp_path / "llm", own_sampling=True).generation_config.top_k == 2
 
 
 def test_answers_end_where_model_or_tokenizer_says(plain_llm):

@@ -39,12 +39,6 @@ def test_adapter_reaches_vllm_with_room_for_its_rank(chat_llm, vllm, tmp_path):
     assert str(tmp_path) in agent.made_by
 
 
-def test_sampling_on_vllm_follows_the_models_own_settings(chat_llm, vllm):
-    build_agent(chat_llm, device="cuda", backend="vllm", max_new_tokens=3, do_sample=True).describe([{}, {}])
-    ((prompts, sampling, _),) = vllm.calls
-    assert len(prompts) == 2 and (sampling.temperature, sampling.max_tokens) == (0.7, 3)
-
-
 def test_vllm_is_refused_what_it_cannot_do(chat_llm, vllm, tmp_path):
     for device in ("cpu", "cuda:1"):
         with pytest.raises(ValueError, match=f"device is '{device}', but vllm takes the first GPU"):
