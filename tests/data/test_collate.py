@@ -1,3 +1,7 @@
+"""What becomes of samples in a batch: padding, labels, and what a text that is too long loses."""
+
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +86,97 @@ def test_then_the_caption_loses_its_end(tokenizer, book):
         kept = text.removeprefix(before).removesuffix(after)
         assert text == before + kept + after and long.clip.nonverbal.startswith(kept)
         assert collator([long]).left_out[0] >= 19 - kept.count("，")
+
+
+class Letters:
+    """A tokenizer with a token a letter, and two for each capital."""
+
+    pad_token_id, bos_token_id, eos_token_id = 0, 1, 2
+
+    def __call__(self, text, add_special_tokens=True, return_offsets_mapping=False):
+        ids = [ord(letter) for letter in text for _ in range(1 + letter.isupper())]
+        places = [(i, i + 1) for i, letter in enumerate(text) for _ in range(1 + letter.isupper())]
+        special = [self.bos_token_id] * add_special_tokens
+        more = {"offset_mapping": [(0, 0)] * add_special_tokens + places} if return_offsets_mapping else {}
+        return SimpleNamespace(input_ids=special + ids, **more)
+
+    def convert_tokens_to_ids(self, token):
+        return 1000 + list(PLACEHOLDERS.values()).index(token)
+
+
+def lettered(prompt="<ab cD e|fg Hi>", answer="yes", spoken=(1, 8), told=(9, 14)):
+    return Sample(Clip("c", "toy"), {}, prompt, answer, spoken, told)
+
+
+def test_a_batch_is_the_worked_example():
+    samples = [lettered("ab", "c"), lettered("d", "efg")]
+    a, b, c, d, e, f, g = map(ord, "abcdefg")
+    batch = Collator(Letters(), 10)(samples)
+    assert torch.nn.CrossEntropyLoss().ignore_index == IGNORED
+    assert batch.input_ids.tolist() == [[1, a, b, c, 2, 0], [1, d, e, f, g, 2]]
+    assert batch.labels.tolist() == [[-100, -100, -100, c, 2, -100], [-100, -100, e, f, g, 2]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [1] * 6]
+    assert (batch.answers.tolist(), batch.padding) == ([2, 3, 7, 8, 9, 10], 1)
+    assert (batch.names, batch.left_out, batch.rows, batch.places) == (["c", "c"], [0, 0], {}, {})
+    prompts = Collator(Letters(), 10, generation=True)(samples)
+    assert prompts.input_ids.tolist() == [[1, a, b], [0, 1, d]]
+    assert prompts.attention_mask.tolist() == [[1, 1, 1], [0, 1, 1]]
+    assert prompts.labels.unique().tolist() == [-100]
+    headless = Letters()
+    headless.bos_token_id = None
+    assert Collator(headless, 10)(samples).input_ids[1].tolist() == [d, e, f, g, 2]
+
+
+@pytest.mark.parametrize(
+    ("most", "kept", "left_out"),
+    [
+        (17, "<ab cDD e|fg HHi>", 0),
+        (16, "<b cDD e|fg HHi>", 1),
+        (15, "< cDD e|fg HHi>", 1),
+        (13, "<DD e|fg HHi>", 2),
+        (12, "< e|fg HHi>", 2),
+        (11, "< e|fg HHi>", 2),
+        (10, "<e|fg HHi>", 2),
+        (9, "<|fg HHi>", 3),
+        (8, "<|fg HH>", 4),
+        (7, "<|fg >", 4),
+        (6, "<|fg >", 4),
+        (4, "<|f>", 5),
+        (3, "<|>", 5),
+        (2, None, 0),
+    ],
+)
+def test_what_is_left_out_goes_letter_by_letter(most, kept, left_out):
+    """Of the subtitle from its beginning, then of the caption from its end; by the model's length, too."""
+    for collator in (
+        Collator(Letters(), most, generation=True),
+        Collator(Letters(), 99, generation=True, context=most + 1),
+        Collator(Letters(), 99, generation=True, context=most + 4, room=3),
+    ):
+        if kept is None and not collator.room:
+            with pytest.raises(ValueError, match=r"at most 2 tokens, found 3 without its subtitle"):
+                collator([lettered()])
+        elif kept is not None:
+            batch = collator([lettered()])
+            assert "".join(map(chr, batch.input_ids[0, 1:])) == kept
+            assert batch.left_out == [left_out]
+            assert collator.prompt_ids(lettered()) == batch.input_ids[0, 1:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("context", "kept", "learned"),
+    [
+        (22, "<ab cDD e|fg HHi>", "yes\2"),
+        (21, "<b cDD e|fg HHi>", "yes\2"),
+        (8, "<|>", "yes\2"),
+        (7, "<|>", "yes"),
+        (5, "<|>", "y"),
+    ],
+)
+def test_an_answer_is_cut_when_nothing_else_can_be(context, kept, learned):
+    batch = Collator(Letters(), 99, context=context)([lettered()])
+    assert "".join(map(chr, batch.input_ids[0, 1:])) == kept + learned
+    assert "".join(map(chr, batch.labels[0][batch.labels[0] != IGNORED])) == learned
 
 
 def test_a_prompt_is_cut_to_the_token(tokenizer, book):

@@ -57,6 +57,10 @@ def test_a_sidecar_is_laid_out_for_people(tmp_path):
     lines = path.with_name("provenance.json").read_text().splitlines()
     assert lines[1:-1] == sorted(lines[1:-1])
     assert lines[1] == ' "count": 8,'
+    assert ' "sampling": "uniform",' in lines
+    store = FeatureStore(tmp_path, "meld")
+    store.write(AU, "a", np.eye(4, dtype=np.float32), {})
+    assert "sampling" not in store.provenance(AU)  # only frames are sampled in more than one way
 
 
 def test_features_of_unknown_origin_are_told_to_whoever_reads_them(tmp_path):
