@@ -191,7 +191,7 @@ class FeatureStore:
         if found is not None and (key := first_difference(found, json.loads(json.dumps(content)))):
             raise FeatureError(
                 f"{path}: {key} is {said(found, key)!r}, but this run would write {content[key]!r}; "
-                "use another --save_root, or delete the folder (if it is packed, unpack it first) to make it anew"
+                "ask for what is there, use another --save_root, or delete the folder (if packed, unpack it first)"
             )
         # of a faceless clip nobody knows the maker of sentences: the next one tells it
         lacking = AU_MAKERS & content.keys() - found.keys() if found and "measured_by" in found else set()

@@ -12,6 +12,7 @@ from affect.answer import answerer
 from affect.answer.answerer import show
 from affect.answer.files import Answer
 from affect.cli import answer as inference
+from affect.cli.live import warn_of_other_features
 from affect.core.au_json import au_json_path, write_au_json
 from affect.core.schema import Modality
 from affect.data.config import ConfigError
@@ -243,6 +244,17 @@ def test_features_made_otherwise_than_in_training_are_noticed(trained_on_embedde
     assert "frame_geometry" not in caplog.text  # a clip's frames are squashed as those of the training were
     inference.main([*arguments, "--frame_geometry", "crop"])
     assert "frame: frame_geometry is 'crop' here, but 'squash' in the features of toy" in caplog.text
+
+
+@pytest.mark.parametrize("key, there, here", [("precision", "bfloat16", "float32"), ("device", "cuda", "cpu")])
+def test_another_device_or_precision_than_in_training_is_noticed(tiny_world, caplog, key, there, here):
+    section = tiny_world.datasets["toy"]
+    store = FeatureStore(Path(section.preextracted_root), "toy")
+    (store.root / section.spec(Modality.AUDIO, 1).folder / "provenance.json").write_text(json.dumps({key: there}))
+    for found in ({key: there}, {}, None, {key: here}):
+        assert not caplog.text
+        warn_of_other_features(tiny_world, {Modality.AUDIO: found})
+    assert f"audio: {key} is '{here}' here, but '{there}' in the features of toy that the model" in caplog.text
 
 
 def test_a_table_of_another_clip_is_refused_unless_that_is_wanted(trained_on_embedded, shared, caplog):

@@ -88,7 +88,7 @@ def test_a_folder_from_before_holds_cropped_frames_and_goes_on_with_them(setting
         path = sidecar(settings, stream)
         path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "frame_geometry"}))
     assert columns(settings).max() < 10
-    with pytest.raises(FeatureError, match="frame_geometry is 'crop', but this run would write 'squash'; use another"):
+    with pytest.raises(FeatureError, match="frame_geometry is 'crop', but this run would write 'squash'; ask for what"):
         columns(replace(settings, frame_geometry="squash"))
     store = Session(settings).store
     spec = FeatureSpec(Modality.FRAME, "CLIP_VIT_LARGE", SIDE)
