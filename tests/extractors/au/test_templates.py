@@ -273,6 +273,16 @@ def test_index_outside_the_clip_is_refused(index):
         _described(_clip({}, {}), [0, index])
 
 
+def test_entries_without_a_number_are_no_frames():
+    clip = _clip({"AU04_r": 2.0})
+    clip.per_frame_au_descriptions.append({"active_aus": {"AU12_r": 3.0}})
+    clip.source_path = ""
+    told = _described(clip, [0])
+    assert [bool(frame["fine_grained_description"]) for frame in told.per_frame_au_descriptions] == [True, False]
+    with pytest.raises(ValueError, match="AU analysis: frame index 1 has no AU description, 1 frames"):
+        _described(clip, [1])
+
+
 def test_other_makers_see_the_faces_only_and_are_named():
     seen = []
 
