@@ -117,15 +117,6 @@ class AuAnalysis:
         return re.sub(r"\W", "", str(self.provenance.get("tool") or "OpenFace").split(" ")[0]).lower()
 
     @property
-    def made_by(self) -> dict[str, str]:
-        """What features of its sentences rest on, in the words of their sidecar, as far as it is known."""
-        found = {"measured_by": self.measured_by}
-        if self.summary_description or self.fine_grained_descriptions:
-            found["sentences_by"] = str(self.provenance.get("sentences", "another program"))
-            found |= {"sentences_of": str(self.provenance["described"])} if "described" in self.provenance else {}
-        return found
-
-    @property
     def faceless(self) -> bool:
         """Whether the file says that no frame has a face."""
         total = self.au_info.get("total_frames", 0)

@@ -10,7 +10,7 @@ from affect.core.au_json import au_json_path, find_au_json, list_au_json, read_a
 from affect.core.schema import Modality
 from affect.data.config import DatasetConfig, ModelConfig
 from affect.data.manifest import read_clips
-from affect.features.provenance import first_difference
+from affect.features.provenance import au_makers, first_difference
 from affect.features.store import FeatureError, FeatureStore
 
 
@@ -41,7 +41,7 @@ def check_dataset(
                 path = find_au_json(au_root, dataset, name)
                 analysis = read_au_json(path)
                 yield Finding(dataset, name, check, ok=True)
-                made = analysis.made_by
+                made = au_makers(analysis, section.au_encoder)
                 other = first_difference(makers, made)
                 wrong = f"{other} is {made[other]!r}, but {makers[other]!r} of the clips before it" if other else ""
                 yield Finding(dataset, name, "makers", not other, wrong)

@@ -6,7 +6,9 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from affect.core.au_json import AuAnalysis
 from affect.core.reading import read_object
+from affect.core.schema import AU_VALUES
 from affect.features.arrays import FeatureError
 
 SIDECAR = "provenance.json"
@@ -17,6 +19,15 @@ _UNSAID = {"frame_geometry": "crop"}
 """What holds where a sidecar is older than a key."""
 AU_MAKERS = {"measured_by", "sentences_by", "sentences_of"}
 """What clips of one data set share that come through AU JSON; a sidecar that does not know one agrees with any."""
+
+
+def au_makers(analysis: AuAnalysis, encoder: str) -> dict[str, str]:
+    """Return what features of action units rest on, as far as the AU JSON says it; AU_VALUES do without sentences."""
+    makers = {"measured_by": analysis.measured_by}
+    if encoder != AU_VALUES and (analysis.summary_description or analysis.fine_grained_descriptions):
+        makers["sentences_by"] = str(analysis.provenance.get("sentences", "another program"))
+        makers |= {"sentences_of": str(analysis.provenance["described"])} if "described" in analysis.provenance else {}
+    return makers
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

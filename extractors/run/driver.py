@@ -28,7 +28,7 @@ from affect.core.au_json import au_json_path, write_au_json
 from affect.core.failures import Failure
 from affect.core.schema import Modality, check_name
 from affect.faces.finders import face_array_places
-from affect.features.provenance import first_difference
+from affect.features.provenance import au_makers, first_difference
 from affect.features.store import FeatureError
 from extractors.run.clip import (
     CLIP_ERRORS,
@@ -170,7 +170,8 @@ def _refuse_other_makers(session: Session, result: ClipResult) -> None:
     """Take from a clip its AU features where they come from other makers than those that are there, and say so."""
     if Modality.AU not in result.features or session.settings.allow_mismatch:
         return
-    found, made = session.store.provenance(session.specs[Modality.AU]) or {}, result.analysis.made_by
+    found = session.store.provenance(session.specs[Modality.AU]) or {}
+    made = au_makers(result.analysis, session.settings.au_encoder)
     if key := first_difference(found, made):
         del result.features[Modality.AU]
         result.errors[Modality.AU] = (

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from affect.core.au_json import AuAnalysis, au_json_path, find_au_json, read_au_json
 from affect.core.schema import STORED_MODALITIES, Modality, check_name
 from affect.faces.mediapipe_pipe import mediapipe_version
-from affect.features.provenance import said
+from affect.features.provenance import au_makers, said
 from affect.features.store import FeatureSpec, FeatureStore
 from extractors.au.templates import describe_clips
 
@@ -329,7 +329,7 @@ class Session:
             self._provenance[stream] = {**self.encoder(stream).provenance(), "dtype": self.settings.dtype, **more}
         if stream != Modality.AU or analysis is None or self.settings.allow_mismatch:
             return self._provenance[stream]
-        return self._provenance[stream] | analysis.made_by
+        return self._provenance[stream] | au_makers(analysis, self.settings.au_encoder)
 
 
 def check_backend(name: str) -> None:

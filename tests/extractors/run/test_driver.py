@@ -10,6 +10,7 @@ import pytest
 
 from affect.core.au_json import AuAnalysis, au_json_path, read_au_json, write_au_json
 from affect.core.schema import Modality
+from affect.features.provenance import au_makers
 from affect.features.store import FeatureError, FeatureStore
 from extractors.au.templates import describe_clips
 from extractors.encoders.prepare import as_it_is
@@ -118,6 +119,7 @@ def test_action_units_of_two_makers_do_not_mix(tmp_path, sources):
         (failure,) = run(p, describe_clips, encoder).failures
         assert (failure.name, failure.stage) == ("b", "au")
         assert failure.reason.startswith(f"{key} is ") and f"but {made[key]!r} in the AU features" in failure.reason
+    assert list(au_makers(described, "AU_VALUES")) == ["measured_by"]  # which do without sentences
     allowed = plan(tmp_path, ["b"], sources, [Modality.AU], allow_mismatch=True)
     assert not run(allowed, describe_clips, encoder).failures
 
