@@ -33,7 +33,7 @@ from affect.core.conversation import COLUMNS, SYSTEM
 from affect.core.facial_words import WORDS
 from affect.core.facs import parse_au_description
 from affect.core.files import atomic_write, write_csv, write_json
-from affect.core.reading import read_object
+from affect.core.reading import parse_json, read_object, reading
 from affect.data.manifest import parse_labels
 from affect.data.tables import read_table
 from affect.evaluate.vocabulary import FEELINGS
@@ -167,20 +167,20 @@ def convert(path: Path) -> Iterator[Record]:
 
     They do not name their clips; but all frames of a clip have the same emotions, so these stand for the clip.
     """
-    with path.open(encoding="utf-8-sig") as lines:
+    with reading(path, "JSON lines"), path.open(encoding="utf-8-sig") as lines:
         for i, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             where = f"{path.name} line {i}"
             try:
-                given = json.loads(line)
-                head, _, described = given["input"].strip().rpartition("AU descriptions:")
-                output = str(given["output"]).strip()
-                described = described.strip().removesuffix("none")
-                asked = frame_input(parse_au_description(described))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                found = f"expected instruction, input, output ({error})"
-                yield Record(where, where, text=line.strip(), reason=UNREADABLE, found=found)
+                with reading(where, "instruction, input, output"):
+                    given = parse_json(line)
+                    head, _, described = given["input"].strip().rpartition("AU descriptions:")
+                    output = str(given["output"]).strip()
+                    described = described.strip().removesuffix("none")
+                    asked = frame_input(parse_au_description(described))
+            except ValueError as error:
+                yield Record(where, where, text=line.strip(), reason=UNREADABLE, found=str(error))
                 continue
             emotions = re.match(r"Emotion:(.*)", head)
             labels = parse_labels(emotions[1]) if emotions else ()

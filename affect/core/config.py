@@ -208,7 +208,7 @@ def task_name(content: Mapping[str, Any], where: str) -> str:
     Raises ConfigError for a task that there is not.
     """
     name = content.get("task", "au_agent" if content.get("stage") == "sft" else "affectgpt")
-    name = _SPELLED.get(name, name)
+    name = _SPELLED.get(str(name), name)
     if name not in TASKS:
         raise ConfigError(f"{where}: task: expected {', '.join(TASKS[:-1])} or {TASKS[-1]} (fer), found {name!r}")
     return name
@@ -219,22 +219,23 @@ def parse(kind: type[Kind], content: Mapping[str, Any], where: str, options: Seq
 
     `where` names the file in errors. Raises ConfigError with every fault at once: key, what was found and expected.
     """
-    content = copy.deepcopy(dict(content))
-    task = kind.model_fields["task"].default if "task" in kind.model_fields else None
-    if "task" in content and task:
-        if _SPELLED.get(content["task"], content["task"]) != task:
-            raise ConfigError(f"{where}: task: expected {task}, found {content['task']!r}")
-        content["task"] = task
-    for option in options:
-        apply_option(kind, content, option)
-    settled, faults = _settled(kind, content, where)
-    try:
-        config = kind.model_validate(settled)
-    except ValidationError as error:
-        faults += [_describe(fault, where, kind, task) for fault in error.errors()]
-    if faults:
-        raise ConfigError("\n".join(faults))
-    return config
+    with reading(where, "settings", kind=ConfigError):
+        content = copy.deepcopy(dict(content))
+        task = kind.model_fields["task"].default if "task" in kind.model_fields else None
+        if "task" in content and task:
+            if _SPELLED.get(content["task"], content["task"]) != task:
+                raise ConfigError(f"{where}: task: expected {task}, found {content['task']!r}")
+            content["task"] = task
+        for option in options:
+            apply_option(kind, content, option)
+        settled, faults = _settled(kind, content, where)
+        try:
+            config = kind.model_validate(settled)
+        except ValidationError as error:
+            faults += [_describe(fault, where, kind, task) for fault in error.errors()]
+        if faults:
+            raise ConfigError("\n".join(faults))
+        return config
 
 
 def apply_option(kind: type[Section], content: dict[str, Any], option: str) -> None:

@@ -26,6 +26,8 @@ LIMITS_VARIABLE = "AFFECT_LIMITS"
 """Environment variable that sets others: picture_megapixels=100,memory_mb=2000"""
 LONGEST = 500
 """Characters of a sentence that says what is wrong with a file."""
+MOST_LINES = 20
+"""Of the faults of a configuration, which has a line for each."""
 
 
 def limit(name: str) -> float:
@@ -71,13 +73,15 @@ def reading(
         yield
     except Exception as error:  # on broken files parsers raise nearly every kind there is
         told = str(error)
-        if not told.startswith(str(path)):
+        if not (isinstance(error, ValueError | OSError) and told.startswith(str(path))):
             told = f"{path}: expected {expected}, but it cannot be read ({reason_of(error)}); {advice}"
             if isinstance(error, FileNotFoundError):
                 told = f"{path}: no such file; expected {expected}; {advice}"
         elif isinstance(error, kind | OSError) and len(told) <= LONGEST:
             raise
-        raise kind("\n".join(shortened(line) for line in told.splitlines()[:20])) from None
+        lines = told.splitlines()
+        more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
+        raise kind("\n".join([*map(shortened, lines[:MOST_LINES]), *more])) from None
 
 
 def reason_of(error: Exception) -> str:
@@ -96,6 +100,11 @@ def shortened(text: str, most: int = LONGEST) -> str:
     """Return a text with its middle left out where it is longer than `most` characters, and as one that prints."""
     text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= most else f"{text[: most * 3 // 5 - 3]} … {text[-(most * 2 // 5) :]}"
+
+
+def quoted(value: Any) -> str:
+    """Return a value of a file as a sentence may quote it."""
+    return shortened(repr(value), 100)
 
 
 def parse_json(text: str | bytes, real: Callable[[str], Any] = float) -> Any:

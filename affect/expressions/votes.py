@@ -39,24 +39,25 @@ def read_votes(path: str | Path) -> Votes:
     neither their lines nor the numbers in their names are rows of the FER2013 CSV file.
     """
     path = Path(path)
-    with reading(path, "the votes of FER+"), path.open(newline="", encoding="utf-8-sig") as file:
-        lines = list(csv.reader(file))
-    found = [column.strip().casefold() for column in lines[0]] if lines else []
-    if found != [column.casefold() for column in _COLUMNS]:
-        raise ValueError(
-            f"{path}: expected the columns {', '.join(_COLUMNS)}, found {', '.join(found)[:80] or 'an empty file'}; "
-            "take fer2013new.csv of FER+"
-        )
-    counts = []
-    for number, line in enumerate(lines[1:], start=2):
-        votes = [int(cell) for cell in line[2:] if cell.strip().isdecimal()]
-        if len(votes) != len(_COLUMNS) - 2 or len(line) != len(_COLUMNS):
+    with reading(path, "the votes of FER+"):
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = list(csv.reader(file))
+        found = [column.strip().casefold() for column in lines[0]] if lines else []
+        if found != [column.casefold() for column in _COLUMNS]:
+            given = ", ".join(found)[:80] or "an empty file"
             raise ValueError(
-                f"{path} line {number}: expected usage, image and {len(_COLUMNS) - 2} numbers of votes, "
-                f"found {','.join(line)[:80] or 'nothing'}; take the file of FER+ as it is"
+                f"{path}: expected the columns {', '.join(_COLUMNS)}, found {given}; take fer2013new.csv of FER+"
             )
-        counts.append(votes)
-    return Votes(np.array(counts, np.int64).reshape(-1, len(_COLUMNS) - 2), [line[0].strip() for line in lines[1:]])
+        counts = []
+        for number, line in enumerate(lines[1:], start=2):
+            votes = [int(cell) for cell in line[2:] if cell.strip().isdecimal()]
+            if len(votes) != len(_COLUMNS) - 2 or len(line) != len(_COLUMNS):
+                raise ValueError(
+                    f"{path} line {number}: expected usage, image and {len(_COLUMNS) - 2} numbers of votes, "
+                    f"found {','.join(line)[:80] or 'nothing'}; take the file of FER+ as it is"
+                )
+            counts.append(votes)
+        return Votes(np.array(counts, np.int64).reshape(-1, len(_COLUMNS) - 2), [line[0].strip() for line in lines[1:]])
 
 
 def majority(counts: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ import lmdb
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from affect.core.reading import reading
 from affect.features.arrays import FeatureError, as_rows, parse_npy
 
 PACKED, DATA = "packed", "data.mdb"
@@ -115,19 +116,16 @@ class Packed:
 
     def _look(self, use: Callable[..., T], default: T, *arguments: object) -> T:
         """Call a function with a transaction, the environment that is there now and some arguments."""
-        with _lock:
-            try:
-                opened = _opened.get(self.path) or self._open()
-                if opened is None:
-                    return default
-                with suppress(lmdb.MapResizedError), opened.env.begin(buffers=True) as txn:
-                    if txn.id() == opened.transaction:
-                        return use(txn, opened, *arguments)
-                self.close()  # it was added to or, after all was unpacked, removed
-                return self._look(use, default, *arguments)
-            except lmdb.Error as error:
-                asked = "/".join(map(str, arguments[:2]))
-                raise FeatureError(f"{self.path}: {asked} cannot be read ({error}); {_DAMAGED}") from None
+        asked = "/".join(map(str, arguments[:2])) or "what is packed"
+        with _lock, reading(self.path, asked, _DAMAGED, FeatureError):
+            opened = _opened.get(self.path) or self._open()
+            if opened is None:
+                return default
+            with suppress(lmdb.MapResizedError), opened.env.begin(buffers=True) as txn:
+                if txn.id() == opened.transaction:
+                    return use(txn, opened, *arguments)
+            self.close()  # it was added to or, after all was unpacked, removed
+            return self._look(use, default, *arguments)
 
     def _open(self) -> _Opened | None:
         file = Path(self.path, DATA)

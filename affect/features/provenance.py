@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from affect.core.au_json import AuAnalysis
-from affect.core.reading import read_object
+from affect.core.reading import quoted, read_object
 from affect.core.schema import AU_VALUES
 from affect.features.arrays import FeatureError
 
@@ -44,7 +44,7 @@ def check_as_packed(path: Path, found: dict[str, Any], packed: dict[str, Any]) -
     """Raise FeatureError where a sidecar is not what it was when features of its folder were packed."""
     if key := first_difference(found, packed):
         raise FeatureError(
-            f"{path}: {key} is {said(found, key)!r}, but features of this folder were packed when it was "
+            f"{path}: {key} is {quoted(said(found, key))}, but features of this folder were packed when it was "
             f"{packed[key]!r}; bring that sidecar back, or keep the two kinds under different --save_root"
         )
 

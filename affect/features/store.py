@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from affect.core.files import atomic_write
+from affect.core.reading import quoted
 from affect.core.schema import AU_VALUES, Modality, check_name
 from affect.features.arrays import FeatureError, check_finite, check_rows, check_unit_rows, read_array
 from affect.features.packed import PACKED, Packed
@@ -190,7 +191,7 @@ class FeatureStore:
         found = self._sidecar(spec.folder)
         if found is not None and (key := first_difference(found, json.loads(json.dumps(content)))):
             raise FeatureError(
-                f"{path}: {key} is {said(found, key)!r}, but this run would write {content[key]!r}; "
+                f"{path}: {key} is {quoted(said(found, key))}, but this run would write {content[key]!r}; "
                 "ask for what is there, use another --save_root, or delete the folder (if packed, unpack it first)"
             )
         # of a faceless clip nobody knows the maker of sentences: the next one tells it
@@ -243,7 +244,7 @@ class FeatureStore:
             expected = {key: value for key, value in _identity(spec).items() if said(found, key) is not None}
             if key := first_difference(found, expected):
                 raise FeatureError(
-                    f"{path}: {key} is {said(found, key)!r}, but the run expects {expected[key]!r}; "
+                    f"{path}: {key} is {quoted(said(found, key))}, but the run expects {expected[key]!r}; "
                     "change the config or extract these features anew"
                 )
         self._checked[folder] = spec

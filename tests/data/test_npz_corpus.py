@@ -141,3 +141,32 @@ def test_a_cut_off_pickle_is_refused(tmp_path):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"label\.npz: no such file"):
         read_npz(tmp_path / "label.npz")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x.",  # bytes
+        b"\x80\x04\x8d" + (2**40).to_bytes(8, "little") + b"x.",  # text
+        b"\x80\x04Nr" + (2**31 - 1).to_bytes(4, "little") + b".",  # its place among the values met
+    ],
+)
+def test_lengths_beyond_the_end_are_refused_before_memory_is_taken(tmp_path, call):
+    with pytest.raises(ValueError, match=r"x\.npz: expected an \.npz file of plain values"):
+        read_npz(write_pickle(tmp_path / "x.npz", call))
+
+
+@pytest.mark.parametrize("shape", [(10**9, 0), (10**9,)])
+def test_empty_values_without_number_are_refused(tmp_path, shape):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<U0", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("a.npy", header.getvalue())
+    with pytest.raises(ValueError, match="has 0 bytes"):
+        read_npz(tmp_path / "x.npz")
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(9_000_000))
+    with pytest.raises(ValueError, match=r"x\.npz: expected at most 512 MB"):
+        read_npz(tmp_path / "x.npz")

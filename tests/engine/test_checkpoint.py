@@ -200,3 +200,15 @@ def test_validation_before_the_first_step_is_told_and_is_not_the_best(tmp_path):
     state = read_state(find_checkpoint(tmp_path / "run"))
     assert [(entry["epoch"], entry["val_loss"]) for entry in state.history] == [(0, 0.1), (1, 3.0), (2, 2.0)]
     assert state.best_epoch == 2
+
+
+@pytest.mark.parametrize(
+    "content", ['{"epoch": "x"}', '{"epoch": 1, "step": 2}', "[]", "{", '{"epoch": 1e999, "step": 1}']
+)
+def test_a_state_of_other_values_is_refused_in_one_sentence(tmp_path, content):
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"state\.json: expected (epoch, step, loss and finished|a JSON object)"
+    ) as error:
+        read_state(tmp_path)
+    assert "\n" not in str(error.value)
