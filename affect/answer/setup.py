@@ -137,7 +137,7 @@ def inference_device(inference: InferenceConfig) -> torch.device:
 
 
 def check_layout(config: Config, checkpoint: Path, section: DatasetConfig) -> None:
-    """Raise ValueError where a checkpoint was never trained on a stream of the section's layout."""
+    """Raise ValueError where a checkpoint was never trained on a stream of the section's layout; warn of new text."""
     trained = [each.layout for each in config.datasets.values()]
     known = {stream for each in trained for stream in each.branches}
     unknown = [stream for stream in section.layout.branches if stream not in known]
@@ -146,6 +146,8 @@ def check_layout(config: Config, checkpoint: Path, section: DatasetConfig) -> No
         raise ValueError(
             f"{checkpoint}: expected a layout like those it was trained on ({names}), found {_layout_name(section)}"
         )
+    if section.captioned and not any(each.captioned for each in config.datasets.values()):
+        logger.warning("%s was never shown action units as text (use_nonverbal_text) in its training", checkpoint)
 
 
 def _layout_name(section: DatasetConfig) -> str:

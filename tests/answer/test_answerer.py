@@ -153,6 +153,18 @@ def test_a_layout_that_a_model_does_not_know_is_refused(tiny_world):
         check_layout(tiny_world, Path("c"), DatasetConfig(face_or_frame="face_text"))
 
 
+def test_a_model_that_knows_action_units_in_words_is_not_shown_their_features(tiny_world, caplog):
+    section = tiny_world.datasets["toy"]
+    tiny_world.datasets["toy"] = in_words = section.over({"use_nonverbal_text": True})
+    check_layout(tiny_world, Path("c"), in_words)
+    with pytest.raises(ValueError, match=r"trained on \(\w+_au_text with use_nonverbal_text\), found \w+_au_text$"):
+        check_layout(tiny_world, Path("c"), section)
+    assert not caplog.text
+    tiny_world.datasets["toy"] = section
+    check_layout(tiny_world, Path("c"), in_words)
+    assert "was never shown action units as text" in caplog.text
+
+
 def test_four_bits_without_a_gpu_to_answer_on_are_refused(tiny_world, tmp_path):
     tiny_world.model.load_in_4bit, tiny_world.inference.device = True, "cpu"
     with pytest.raises(ValueError, match=r"load_in_4bit: expected .* on a GPU, found backend hf on cpu"):

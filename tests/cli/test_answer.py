@@ -291,6 +291,10 @@ def test_action_units_in_words_are_shown_absent_or_not_measured(trained_in_words
     options = ["inference.without=[au]", f"inference.base_root={tmp_path / 'less'}"]
     inference.main(["--cfg-path", str(trained_in_words), "--options", *options])
     assert records(next(tmp_path.glob("less-toy/run/*.jsonl")))[0]["withheld"] == ["au"]
+    path = tmp_path / "captions.json"
+    path.write_text(path.read_text().replace("part", "press together"))
+    with pytest.raises(ValueError, match=r"other settings \(captions\); give --overwrite"):
+        inference.main(["--cfg-path", str(trained_in_words)])
 
 
 def test_one_clip_is_told_of_or_measured_and_described(trained_in_words, tmp_path, shared):
