@@ -111,7 +111,7 @@ def test_a_known_data_set_needs_no_section(trained):
 
 def test_data_sets_to_evaluate_count_before_those_of_training(trained):
     content = {
-        "datasets": {"own": {"csv_path": "a.csv", "video_root": "raw"}},
+        "datasets": {"other": {}, "own": {"csv_path": "a.csv", "video_root": "raw", "audio_root": "noise"}},
         "evaluation_datasets_cfg": {"own": {"eval_file_path": "b/label.npz", "audio_root": "sound"}},
     }
     ((name, section),) = answered_datasets(parse_config(content, "x"), trained).items()

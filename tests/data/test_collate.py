@@ -86,6 +86,10 @@ def test_then_the_caption_loses_its_end(tokenizer, book):
         kept = text.removeprefix(before).removesuffix(after)
         assert text == before + kept + after and long.clip.nonverbal.startswith(kept)
         assert collator([long]).left_out[0] >= 19 - kept.count("，")
+    clip = Clip("c", "toy", subtitle="the person " * 20, nonverbal="the lips part")
+    both = make_sample(clip, {}, "au_text", book, "ovlabel", dict.fromkeys(Modality, 3))
+    whole = len(Collator(tokenizer, 10_000).prompt_ids(both))
+    assert "the lips part" in tokenizer.decode(Collator(tokenizer, whole - 10).prompt_ids(both))
 
 
 class Letters:

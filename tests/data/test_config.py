@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from affect.core.schema import Modality
-from affect.data.config import ConfigError, load_config, parse_config, save_config
+from affect.data.config import ConfigError, DatasetConfig, load_config, parse_config, save_config
 
 
 def test_every_fault_is_reported_at_once_with_file_and_key(tmp_path):
@@ -151,6 +151,13 @@ STORED = {f"use_preextracted_{stream}": True for stream in ("frame", "face", "au
 def test_inference_says_anew_which_streams_are_stored(before, said, live):
     config = parse_config({"datasets": {"a": before}, "inference": said}, "x")
     assert config.inference.override(config.datasets["a"]).live(skip_encoders=False) == live.split()
+
+
+def test_what_single_streams_and_layouts_say_counts_before_settings_for_all():
+    switches = {"use_preextracted_features": False, "use_preextracted_face": False, "use_preextracted_audio": True}
+    section = DatasetConfig(**switches)
+    assert section.live(skip_encoders=False) == ["face", "frame"] and section.live(skip_encoders=True) == ["face"]
+    assert not section.over({"use_nonverbal_text": True, "face_or_frame": "audio_text"}).captioned
 
 
 def test_two_spellings_of_one_switch_must_agree():

@@ -289,8 +289,9 @@ def test_a_table_of_ones_own_may_be_among_ann_paths(tmp_path):
     assert len(read_clips("mine", DatasetConfig(ann_paths=[path]))) == 2
     with pytest.raises(ValueError, match=r"datasets\.mine\.ann_paths: expected one table of clips, found 2 files"):
         read_clips("mine", DatasetConfig(ann_paths=[path, path]))
-    with pytest.raises(ValueError, match=r"expected published files \(label-6way\.npz\)"):
-        read_clips("mer2023", DatasetConfig(ann_paths=[path]), "test")
+    for paths in ([path], ["a/label-6way.npz", "b/label-6way.npz"]):
+        with pytest.raises(ValueError, match=r"expected published files \(label-6way\.npz\) in one folder"):
+            read_clips("mer2023", DatasetConfig(ann_paths=paths), "test")
 
 
 def test_yaml_of_users_needs_no_table(shared, tmp_path):

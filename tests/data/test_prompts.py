@@ -109,6 +109,7 @@ def test_action_units_in_words_are_shown_and_not_fused():
     assert text.index("The lips") < text.index("Hello")
     alone = prompt(book, {}, caption="The lips part.")
     assert "The lips part." in alone and PLACEHOLDERS[Modality.MULTI] not in alone
+    assert shown_streams(FULL, {Modality.AU}, told=True) == (Modality.AU,)
     assert "lips" not in prompt(book, {Modality.FACE}, "face_text", caption="The lips part.")
     older = replace(book, streams={key: text for key, text in book.streams.items() if key != "nonverbal"})
     with pytest.raises(ValueError, match=r"expected a sentence streams\.nonverbal, found none"):
