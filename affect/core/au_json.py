@@ -27,8 +27,8 @@ PARTS = ("level", "change", "peak")
 """What an `AuWindow` says of each unit."""
 MAKE_HINT = (
     "make it with: python tools/extract_features.py --stages au_json,au_text --dataset, --mer-factory-output and "
+    "--video_root, each with your own after it"
 )
-MAKE_HINT += "--video_root, each with your own after it"
 
 
 class FrameAus(TypedDict, total=False):

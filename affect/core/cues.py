@@ -37,6 +37,11 @@ _QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”")
 _SENTENCES = re.compile(r"(?<=[.!?。！？])(?<!\bMr\.)(?<!\bMs\.)(?<!\bMrs\.)(?<!\bDr\.)\s+|\n+")
 
 
+def shown_together(stream: str) -> frozenset[str]:
+    """Return the streams that show the same as one: faces and action units, sound by itself."""
+    return next(choices[0] for choices in _SHOWN_BY.values() if stream in choices[0])
+
+
 def unshown(shown: Collection[str], missing: Collection[str]) -> list[str]:
     """Return what a prompt shows nothing of: voice, face, scene, video.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from rich.progress import track
 
-from affect.core.cues import leave_out_absent
+from affect.core.cues import leave_out_absent, shown_together
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Clip, Modality, Sample
 from affect.data.captions import with_captions
@@ -277,9 +277,15 @@ def _first_of(faults: list[str]) -> str:
 def _drop_streams(
     features: dict[Modality, np.ndarray], chance: float, rng: np.random.Generator
 ) -> dict[Modality, np.ndarray]:
-    """Empty each stream with `chance`, but never the last one that is there."""
+    """Empty each stream with `chance`, but never the last one that is there.
+
+    Every other time those go with it that show the same: else a face is hardly ever out of sight, for pictures and
+    action units both show it, and a model that never had to do without cannot.
+    """
     present = [stream for stream, array in features.items() if len(array)]
-    dropped = [stream for stream in present if rng.random() < chance]
+    first = [stream for stream in present if rng.random() < chance]
+    gone = {*first}.union(*(shown_together(stream) for stream in first if rng.random() < 0.5))
+    dropped = [stream for stream in present if stream in gone]
     if present and len(dropped) == len(present):
         dropped.remove(dropped[int(rng.integers(len(dropped)))])
     return {stream: array[:0] if stream in dropped else array for stream, array in features.items()}

@@ -140,7 +140,7 @@ def teach(folder: Path) -> None:
     """Train the small language model on text in which cues and emotions are paired at random."""
     from examples.demo.language_model import make_language_model
 
-    make_language_model(folder, language_corpus(LANGUAGE_TEXTS, DATA_SEED, load_prompts()))
+    make_language_model(folder, language_corpus(LANGUAGE_TEXTS, DATA_SEED, load_prompts(), list(LAYOUTS.values())))
 
 
 def workers(count: int, root: Path) -> ProcessPoolExecutor:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -18,12 +18,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from affect.core.schema import PLACEHOLDERS
+from affect.data.collate import IGNORED
 
 logger = logging.getLogger(__name__)
 transformers.utils.logging.disable_progress_bar()
 
+Text = tuple[Tensor, Tensor]
+"""Tokens of a prompt and its answer, and those of them that are to be learned."""
 SIZES = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
-SIZES |= {"num_key_value_heads": 4, "max_position_embeddings": 1024}
+SIZES |= {"num_key_value_heads": 4, "max_position_embeddings": 384}
 SETTINGS = {"vocabulary": 800, "iterations": 200, "batch": 32, "rate": 2e-3, "warmup": 20}
 
 
@@ -44,13 +47,17 @@ def make_language_model(folder: Path, corpus: list[tuple[str, str]], seed: int =
     marks = ["<|im_start|>", "<|im_end|>"]
     tokenizer = train_tokenizer(words, SETTINGS["vocabulary"], marks, bos_token=marks[0], eos_token=marks[1])
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    ids = [torch.tensor([begin, *(t for part in text for t in tokenizer(part).input_ids), end]) for text in parts]
+    texts = []
+    for *prompt, answer in parts:
+        asked = [begin, *(token for part in prompt for token in tokenizer(part).input_ids)]
+        told = [*tokenizer(answer).input_ids, end]
+        texts.append((torch.tensor(asked + told), torch.tensor([IGNORED] * len(asked) + told)))
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer), **SIZES, tie_word_embeddings=True, bos_token_id=begin, eos_token_id=end
     )
     model = Qwen2ForCausalLM(config)
-    loss = _fit(model, ids, end)
+    loss = _fit(model, texts, end)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     stamp.write_text(json.dumps(made_of))
@@ -69,8 +76,17 @@ def _between_placeholders(text: str) -> list[str]:
     return [part for part in re.split("|".join(PLACEHOLDERS.values()), text) if part]
 
 
-def _fit(model: Qwen2ForCausalLM, ids: list[Tensor], pad: int) -> float:
-    """Train on next-token prediction and return the last loss."""
+def _batches(texts: list[Text]) -> Iterator[list[Text]]:
+    """Yield batches of texts of like length, drawn for ever."""
+    size = SETTINGS["batch"]
+    while True:
+        drawn = sorted((texts[i] for i in torch.randint(len(texts), (16 * size,))), key=lambda text: len(text[0]))
+        for batch in torch.randperm(16).tolist():
+            yield drawn[batch * size : (batch + 1) * size]
+
+
+def _fit(model: Qwen2ForCausalLM, texts: list[Text], pad: int) -> float:
+    """Train on the answers and return the last loss; prompts are read, and need not be foretold."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS["rate"], weight_decay=0.01)
     steps, warmup = SETTINGS["iterations"], SETTINGS["warmup"]
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -78,11 +94,11 @@ def _fit(model: Qwen2ForCausalLM, ids: list[Tensor], pad: int) -> float:
     )
     model.train()
     loss = torch.tensor(float("nan"))
-    for _ in track(range(steps), "teaching the language"):
-        rows = [ids[i] for i in torch.randint(len(ids), (SETTINGS["batch"],)).tolist()]
-        labels = pad_sequence(rows, batch_first=True, padding_value=-100)
-        inside = labels != -100
-        loss = model(input_ids=labels.where(inside, pad), attention_mask=inside.long(), labels=labels).loss
+    for _, batch in zip(track(range(steps), "teaching the language"), _batches(texts), strict=False):
+        ids = pad_sequence([each for each, _ in batch], batch_first=True, padding_value=pad)
+        labels = pad_sequence([each for _, each in batch], batch_first=True, padding_value=IGNORED)[:, 1:]
+        states = model.model(input_ids=ids).last_hidden_state[:, :-1]  # padding is last, so no token looks at it
+        loss = torch.nn.functional.cross_entropy(model.lm_head(states[labels != IGNORED]), labels[labels != IGNORED])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def write_report(root: Path, seeds: list[int], inputs: list[str], removals: list
     without = {what: [read_answers(root, f"fused_seed{seed}", what) for seed in seeds] for what in removals}
     scores = {name: [read_answers(root, f"{name}_seed{seed}").accuracy for seed in seeds] for name in inputs}
     answers, each_seed = fused[0], [f"seed {seed}" for seed in seeds]
-    grounded = {"nothing": answers, **{what: each[0] for what, each in without.items()}}
+    grounded = {
+        what: [r for each in part for r in each.records] for what, part in {"nothing": fused, **without}.items()
+    }
     draw_confusion(root / "confusion.png", answers.counts, LABELS, "fused, held-out people")
     curves = sorted((root / "runs" / f"fused_seed{seeds[0]}" / "training_curves").glob("training_curves_epoch*.png"))
     parts = [
@@ -82,8 +85,8 @@ def write_report(root: Path, seeds: list[int], inputs: list[str], removals: list
         "the face, two emotions cannot be told apart, so 0.50 is the most there is to reach.",
         table(["taken away", *each_seed], {what: [seed.accuracy for seed in each] for what, each in without.items()}),
         "## Do the answers speak of what the clip shows?",
-        "Mentions of muscle movement against the measured action units, and the share of answers that speak of a voice "
-        "or a face that was taken away: the text to learn from always names both, so the models do too.",
+        "Mentions of muscle movement against the measured action units, and the share of answers, of all seeds, that "
+        "speak of a voice or a face that was taken away: the text to learn from names what is shown only.",
         table(["taken away", "precision", "recall", "speaks of the absent"], grounding_rows(grounded)),
         "## Training",
         *[f"![training curves]({path.relative_to(root)})" for path in curves[-1:]],
@@ -123,9 +126,9 @@ def read_answers(root: Path, run: str, without: str = "nothing") -> Answers:
     return Answers(read_records(files[-1], "name", "answer", "labels"))
 
 
-def grounding_rows(answers: dict[str, Answers]) -> dict[str, list[float]]:
-    """Return for each set of answers: precision and recall of AU mentions, share that speaks of an absent stream."""
-    found = {what: ground_answers(each.records) for what, each in answers.items()}
+def grounding_rows(answers: dict[str, list[Answers]]) -> dict[str, list[float]]:
+    """Return for the answers of all seeds: precision and recall of AU mentions, share that speaks of what is absent."""
+    found = {what: ground_answers(chain(*(seed.records for seed in each))) for what, each in answers.items()}
     return {what: [each.precision, each.recall, each.absent_share] for what, each in found.items()}
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 
+from affect.core.cues import leave_out_absent, shown_together
+from affect.core.layouts import LAYOUTS
+from affect.core.schema import Clip, Modality
 from affect.data.prompts import PromptBook
 from examples.demo.clips import EMOTIONS, SUBTITLES
 
@@ -29,33 +32,45 @@ VOICE_CUES = {
     "soft": ("the voice is low and slow", "the speech is quiet and slow", "the pitch is low and hardly moves"),
     "harsh": ("the voice is loud and rough", "the speech is fast and pressed", "the sound is loud, hard and uneven"),
 }
-PATTERN = "{face}, and {voice}, so the person feels {emotion}."
+PATTERN = "{face}. {voice}. The person feels {emotion}."
+LONGEST_SUBTITLE = 80
+"""Words of the longest subtitle that the language is taught with; that of an ordinary clip is shorter."""
 
 
 def reasoning(face: str, voice: str, emotion: str, rng: random.Random) -> str:
-    """Return a sentence that names one face cue, one voice cue and the emotion."""
-    text = PATTERN.format(face=rng.choice(FACE_CUES[face]), voice=rng.choice(VOICE_CUES[voice]), emotion=emotion)
-    return text[0].upper() + text[1:]
+    """Return a sentence with a face cue, one with a voice cue and one that names the emotion."""
+    said = {"face": rng.choice(FACE_CUES[face]), "voice": rng.choice(VOICE_CUES[voice])}
+    return PATTERN.format(emotion=emotion, **{what: cue[0].upper() + cue[1:] for what, cue in said.items()})
 
 
-def language_corpus(count: int, seed: int, book: PromptBook) -> list[tuple[str, str]]:
+def language_corpus(count: int, seed: int, book: PromptBook, layouts: list[str]) -> list[tuple[str, str]]:
     """Return prompts and answers for teaching a small model the language, and only that.
 
-    Cues and emotions are paired at random, so the text does not give the rule away.
+    Cues and emotions are paired at random, so the text does not give the rule away; an answer speaks of what its
+    prompt shows only. The first layout counts most. Some subtitles are long, and some are of words that nobody knows.
     """
     rng = random.Random(seed)
     dialogues = []
     for _ in range(count):
-        emotion = rng.choice(list(EMOTIONS))
-        if rng.random() < 0.7:
-            face, voice = rng.choice(list(FACE_CUES)), rng.choice(list(VOICE_CUES))
-            kind, value = "description", reasoning(face, voice, emotion, rng)
-        else:
-            kind, value = "ovlabel", emotion
-        others = (text for name, text in book.streams.items() if name not in ("subtitle", "image"))
-        streams = [text for text in others if rng.random() < 0.7]
-        subtitle = book.streams["subtitle"].replace("{SUBTITLE}", rng.choice(SUBTITLES))
-        prompt = book.start + "".join(streams) + subtitle + book.end.replace("{QUESTION}", book.question(kind))
-        answer = book.questions[kind]["answer"].replace("{DESCRIPTION}", value).replace("{OVLABELS}", value)
-        dialogues.append((prompt, answer + book.answer_end))
+        # fused half of the time, since that is the most to learn
+        layout, emotion = rng.choice(layouts[:1] * 4 + layouts[1:]), rng.choice(list(EMOTIONS))
+        needed = LAYOUTS[layout].needed
+        gone = [shown_together(stream) if rng.random() < 0.5 else {stream} for stream in needed if rng.random() < 0.2]
+        present = [stream for stream in needed if not any(stream in streams for streams in gone)] or needed[:1]
+        face, voice = rng.choice(list(FACE_CUES)), rng.choice(list(VOICE_CUES))
+        text = reasoning(face, voice, emotion, rng)
+        told = leave_out_absent(text, present, LAYOUTS[layout].missing(present))
+        kind = "description" if rng.random() < 0.7 else "ovlabel"
+        question, tokens = book.question(kind), dict.fromkeys(Modality, 1)
+        prompt, _ = book.prompt(layout, present, subtitle(rng), question, tokens)
+        dialogues.append((prompt, book.answer(kind, Clip("", "", labels=(emotion,), description=told))))
     return dialogues
+
+
+def subtitle(rng: random.Random) -> str:
+    """Return a line of the clips, or one time in four any number of words, known or made up."""
+    if rng.random() < 0.75:
+        return rng.choice(SUBTITLES)
+    words = rng.choices(" ".join(SUBTITLES).split(), k=rng.randint(1, LONGEST_SUBTITLE))
+    letters = "".join(SUBTITLES).replace(" ", "")
+    return " ".join("".join(rng.sample(letters, len(word))) if rng.random() < 0.3 else word for word in words)

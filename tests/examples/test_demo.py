@@ -1,23 +1,29 @@
 """The demo from clips to report, and that its text teaches the language and not the rule."""
 
+import random
 import subprocess
 import sys
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
+from affect.core.cues import absent_streams
 from affect.data.prompts import load_prompts
+from affect.evaluate.grounding import ground_answers
 from examples.demo import chain as demo
 from examples.demo.clips import EMOTIONS
 from examples.demo.report import read_answers
 from examples.demo.text import FACE_CUES, VOICE_CUES, language_corpus, reasoning
 
+CUES = (FACE_CUES, VOICE_CUES)
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_language_corpus_pairs_cues_and_emotions_at_random():
-    texts = [answer for _, answer in language_corpus(3000, 0, load_prompts()) if "so the person feels" in answer]
+    corpus = language_corpus(3000, 0, load_prompts(), list(demo.LAYOUTS.values()))
+    texts = [answer for _, answer in corpus if answer.count(". ") == 2]
     counts = Counter()
     for text in texts:
         (face,) = [face for face, cues in FACE_CUES.items() if any(cue in text.lower() for cue in cues)]
@@ -28,17 +34,28 @@ def test_the_language_corpus_pairs_cues_and_emotions_at_random():
     assert fitting / len(texts) == pytest.approx(1 / 9, abs=0.03)
 
 
-def test_cues_do_not_name_emotions():
-    import random
+def test_answers_of_the_language_corpus_speak_of_what_their_prompt_shows_only():
+    for prompt, answer in language_corpus(500, 0, load_prompts(), list(demo.LAYOUTS.values())):
+        if "feels" in answer:
+            faces, sounds = "<FaceHere>" in prompt or "<AUHere>" in prompt, "<AudioHere>" in prompt
+            assert [any(cue in answer.lower() for each in cues.values() for cue in each) for cues in CUES] == [
+                faces,
+                sounds,
+            ]
 
+
+def test_each_cue_is_a_sentence_of_its_stream_and_names_no_emotion():
     text = reasoning("smile", "soft", "content", random.Random(0))
-    assert text.endswith("so the person feels content.")
-    words = {word for cues in (*FACE_CUES.values(), *VOICE_CUES.values()) for cue in cues for word in cue.split()}
-    assert not words & set(EMOTIONS)
+    assert text.endswith("The person feels content.")
+    for cues, what in zip(CUES, ("face", "voice"), strict=True):
+        for cue in chain(*cues.values()):
+            assert absent_streams(cue, [], []) == [what]
+            assert not set(cue.split()) & set(EMOTIONS)
 
 
 def test_the_demo_needs_every_stream_and_gets_it_right(tmp_path):
-    """Held-out people: fused at least 0.90, every single stream at least 0.15 below it, text near chance."""
+    """Held-out people: fused at least 0.90, every single stream at least 0.15 below it, text near chance; no answer
+    speaks of what was taken away."""
     command = [sys.executable, "-m", "examples.demo", "--root", str(tmp_path / "demo"), "--seeds", "1"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     report = tmp_path / "demo" / "report.md"
@@ -47,6 +64,8 @@ def test_the_demo_needs_every_stream_and_gets_it_right(tmp_path):
     assert all(scores[single] <= scores["fused"] - 0.15 for single in ("face", "audio", "AU", "text"))
     assert scores["text"] < 0.34
     text = report.read_text()
+    records = [record for what in demo.WITHOUT for record in read_answers(report.parent, "fused_seed1", what).records]
+    assert ground_answers(records).absent_share <= 0.02
     for what in demo.WITHOUT:
         answers = read_answers(report.parent, "fused_seed1", what)
         assert all(answers.texts.values())  # it answers from the others
