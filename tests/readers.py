@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import save_file
 
 from affect.answer.files import Answer, resume_answers, write_answers
 from affect.core.au_json import AuAnalysis, read_au_json, sentences, write_au_json
+from affect.core.causal_lm import add_lora, load_causal_lm
 from affect.core.config import TASKS, parse, read_yaml, task_name
 from affect.core.tensors import read_tensors
 from affect.core.weights import resolve_weights
@@ -50,6 +52,7 @@ from extractors.au.openface import analyse_openface
 from extractors.media.decode import frame_indices, load_audio, read_video
 from extractors.run.journal import ClipRecord, Journal, read_states
 from prepare_au_agent_data import convert
+from tiny_world import save_tiny_llm
 from toy_clips import write_table, write_video
 from toy_store import AU, FRAME, SPECS, fill_store
 from toy_task import ToyTask, toy_run
@@ -226,6 +229,13 @@ def trained(folder: Path) -> list[bytes]:
     return [(folder / "trained.safetensors").read_bytes()]
 
 
+def adapter(folder: Path) -> list[bytes]:
+    save_tiny_llm(folder / "llm", ["The lip corners are pulled up, so the person feels happy."] * 4)
+    model = load_causal_lm(folder / "llm")
+    add_lora(model, LoraConfig(r=2, target_modules=["q_proj"]), False, "toy").save_pretrained(folder)
+    return [(folder / "adapter_config.json").read_bytes()]
+
+
 def metrics(_: Path) -> list[bytes]:
     steps = [{"step": step, "epoch": 1 + step // 4, "lr": 0.1, "loss": 0.5} for step in range(1, 7)]
     return [lines(*steps[:3], {"epoch": 1, "step": 3, "lr": 0.1, "val_loss": 0.7}, *steps[3:])]
@@ -352,6 +362,9 @@ READERS = {
     "optimizer of a run": Reader("optimizer.pt", optimizer, lambda path: trainer(path.parent).load(path.parent, 1)),
     "average of a run": Reader("trained.safetensors", trained, lambda path: trainer(path.parent).load(path.parent, 1)),
     "journal": Reader("journal/0of1.jsonl", journal, lambda path: read_states(path.parents[1])),
+    "adapter": Reader(
+        "adapter_config.json", adapter, lambda path: load_causal_lm(path.parent / "llm", adapter=path.parent), 0.1
+    ),
     "network": Reader("a.safetensors", network, read_network),
     "published weights": Reader("a.pth", pickled, read_weights),
     "reference checkpoint": Reader("a.pth", pickled, read_pth),

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from affect.core.reading import require_within, shortened
 from affect.core.weights import resolve_weights, why_offline
 
 
@@ -46,8 +46,8 @@ def one_sentence(role: str, source: str) -> Iterator[None]:
     offline = why_offline(source)
     try:
         yield
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # on broken files libraries raise nearly every kind there is
+        reason = shortened((str(error).strip() or type(error).__name__).splitlines()[0], 200)
         if "trust_remote_code" in str(error):
             reason = "only code of its own can load it, and such code is never run"
         reason = f"{offline}; {reason}" if offline else reason
@@ -87,8 +87,15 @@ def load_causal_lm(
     model.generation_config.update(eos_token_id=stops or None, pad_token_id=stops[0] if stops else None)
     if adapter_source:
         with one_sentence(f"{role}, adapter", adapter_source):
+            require_within("adapter_rank", adapter_rank(adapter_source), adapter_source)
             model = PeftModel.from_pretrained(model, adapter_source)
     return model
+
+
+def adapter_rank(adapter: str | Path) -> int:
+    """Return the largest rank of a LoRA adapter; its file alone says how much memory its weights take."""
+    config = PeftConfig.from_pretrained(adapter)
+    return max([getattr(config, "r", 0), *getattr(config, "rank_pattern", {}).values()])
 
 
 def stop_tokens(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:

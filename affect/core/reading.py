@@ -18,6 +18,7 @@ LIMITS: dict[str, tuple[float, str]] = {
     "picture_megapixels": (50, "million pixels"),
     "video_megapixels": (17, "million pixels"),  # 4096 x 4096
     "clip_frames": (100_000, "frames"),  # nearly an hour
+    "adapter_rank": (1024, "rows of an adapter"),
     "yaml_values": (20_000, "values"),  # aliases as often as they stand
     "yaml_depth": (50, "levels"),
 }

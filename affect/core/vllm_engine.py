@@ -11,10 +11,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from peft import PeftConfig
 from torch import Tensor
 
-from affect.core.causal_lm import one_sentence
+from affect.core.causal_lm import adapter_rank, one_sentence
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Largest LoRA ranks that vLLM can be set to."""
@@ -70,6 +69,5 @@ class VllmEngine:
 
 def _largest_rank(adapter: str) -> int:
     """Return the setting of vLLM that holds the largest rank of an adapter."""
-    config = PeftConfig.from_pretrained(adapter)
-    rank = max([config.r, *config.rank_pattern.values()])
+    rank = adapter_rank(adapter)
     return next((allowed for allowed in _RANKS if allowed >= rank), rank)

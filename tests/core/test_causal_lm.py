@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from affect.core.causal_lm import answers, find_weights, load_causal_lm, load_tokenizer, pad_left, stop_tokens
+from affect.core.causal_lm import add_lora, answers, find_weights, load_causal_lm, load_tokenizer, pad_left, stop_tokens
 
 PROMPTS = [[30, 31, 32, 33], [40], [50, 51]]
 CODE = """
@@ -130,3 +131,12 @@ def test_the_library_would_run_that_code_when_told_to(plain_llm, tmp_path, says_
     AutoModelForCausalLM.from_pretrained(tmp_path / "llm", trust_remote_code=True)
     AutoTokenizer.from_pretrained(tmp_path / "llm", trust_remote_code=True)
     assert written.exists()
+
+
+def test_an_adapter_of_an_absurd_rank_is_refused_before_it_is_made(plain_llm, tmp_path):
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    add_lora(load_causal_lm(plain_llm), lora, False, "toy").save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(path.read_text().replace('"r": 2', '"r": 200000000'))
+    with pytest.raises(ValueError, match="at most 1,024 rows of an adapter, found 200,000,000"):
+        load_causal_lm(plain_llm, adapter=tmp_path)
