@@ -22,6 +22,7 @@ from affect.core.causal_lm import add_lora, load_causal_lm
 from affect.core.config import TASKS, parse, read_yaml, task_name
 from affect.core.tensors import read_tensors
 from affect.core.weights import resolve_weights
+from affect.data.captions import read_captions
 from affect.data.config import Config, DatasetConfig
 from affect.data.manifest import read_manifest
 from affect.data.npz_corpus import read_corpus
@@ -345,6 +346,11 @@ READERS = {
     "configuration": Reader("a.yaml", configurations, read_configuration),
     "AFFECT_WEIGHTS": Reader("a.yaml", lambda _: [b"HUBERT_LARGE: /models/h\nMINE: {a: 1}\n"], read_weights_table),
     "prompts": Reader("a.yaml", lambda _: [DEFAULT_PROMPTS.read_bytes()], load_prompts),
+    "captions": Reader(
+        "a.json",
+        lambda _: [b'{"Toy": {"a": {"caption": "The lips part."}, "b": {"caption": null}}, "CH-SIMS v2": {}}'],
+        lambda path: read_captions(str(path), "toy"),
+    ),
     "records of faces": Reader(
         "a.jsonl",
         lambda _: [lines(*RECORDS), json.dumps(RECORDS).encode(), *real("text/*.jsonl", most=4000)],

@@ -49,11 +49,11 @@ def read_captions(path: str, dataset: str) -> dict[str, str]:
     Raises ValueError for a file of another form, or without the data set.
     """
     expected = 'captions, {data set: {clip: {"caption": text}}}'
-    content = read_object(path, expected)
-    found = {dataset_name(name).lower(): clips for name, clips in content.items()}
-    if (clips := found.get(dataset_name(dataset).lower())) is None:
-        raise ValueError(f"{path}: expected captions of data set {dataset}, found those of {', '.join(content)}")
     with reading(path, expected):
+        content = read_object(path, expected)
+        found = {dataset_name(name).lower(): clips for name, clips in content.items()}
+        if (clips := found.get(dataset_name(dataset).lower())) is None:
+            raise ValueError(f"{path}: expected captions of data set {dataset}, found those of {', '.join(content)}")
         captions = {name: entry.get("caption") or "" for name, entry in clips.items()}
         if odd := [name for name, caption in captions.items() if not isinstance(caption, str)]:
             raise ValueError(f"the caption of {odd[0]!r} is no text")
