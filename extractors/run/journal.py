@@ -126,7 +126,6 @@ class Journal:
         self._file.seek(max(0, size - (1 << 20)))
         tail = self._file.read()
         self._file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
-        self._file.seek(0, io.SEEK_END)
 
 
 def read_states(root: Path) -> dict[str, ClipRecord]:
