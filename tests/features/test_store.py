@@ -158,6 +158,16 @@ def test_a_folder_of_another_encoder_is_refused(tmp_path):
         FeatureStore(tmp_path, "meld").read(FRAME, "a")
 
 
+def test_frames_of_another_geometry_are_refused_where_a_run_says_which(tmp_path):
+    squashed, cropped = (replace(FRAME, geometry=geometry) for geometry in ("squash", "crop"))
+    assert squashed == cropped == FRAME
+    FeatureStore(tmp_path, "meld").write(cropped, "a", np.ones((8, 4), np.float32), {})
+    for spec in (FRAME, cropped):
+        assert FeatureStore(tmp_path, "meld").read(spec, "a").shape == (8, 4)
+    with pytest.raises(FeatureError, match="frame_geometry is 'crop', but the run expects 'squash'"):
+        FeatureStore(tmp_path, "meld").read(squashed, "a")
+
+
 def test_two_ways_of_making_do_not_mix_in_one_folder(tmp_path):
     store = FeatureStore(tmp_path, "meld")
     store.write(FRAME, "a", np.ones((8, 4), np.float32), {"weights": "1", "versions": {"torch": "1"}})
