@@ -168,7 +168,7 @@ def test_a_prefix_of_the_weights_counts_more_than_the_name(tmp_path, monkeypatch
     [
         ("audio", "DCT", "DCT is not one for audio: expected PROSODY, HUBERT_LARGE, WAVLM_LARGE, DATA2VEC_BASE, hf:"),
         (Modality.FACE, "WAVLM_LARGE", "WAVLM_LARGE is not one for face: expected DCT, CLIP_VIT_LARGE, SIGLIP_SO"),
-        ("au", "DINO2_LARGE", "expected HASHED_NGRAMS, CLIP_VITB32, hf:<folder or hub id>, open_clip:"),
+        ("au", "DINO2_LARGE", "expected HASHED_NGRAMS, CLIP_VITB32, AU_VALUES, hf:<folder or hub id>, open_clip:"),
         (Modality.MULTI, "DCT", "multi has no encoder"),
         ("face", "timm:resnet", "found the prefix 'timm'; for face expected DCT, .* hf:<folder .*, open_clip:<arch"),
         ("face", "fer:", "found nothing behind the prefix; for face expected DCT"),
