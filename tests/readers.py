@@ -288,11 +288,12 @@ def sound(form: str) -> Callable[[Path], list[bytes]]:
 
 def videos(folder: Path) -> list[bytes]:
     endings = ("mp4", "avi", "mkv", "mpg")
-    return [written(folder / f"seed.{ending}", lambda path: write_video(path, 4)) for ending in endings]
+    by_pyav = [written(folder / f"seed.{ending}", lambda path: write_video(path, 4)) for ending in endings]
+    return [*by_pyav, written(folder / "seed.mp4", lambda path: write_video(path, 4, codec="libx264"))]  # by decord
 
 
 def watch(path: Path) -> None:
-    video = read_video(path, "pyav")
+    video = read_video(path)
     video.frames([0, video.num_frames - 1])
     load_audio(path)
 

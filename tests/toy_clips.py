@@ -7,11 +7,11 @@ import numpy as np
 import soundfile
 
 
-def write_video(path: Path, frames: int = 12, seed: int = 0) -> None:
+def write_video(path: Path, frames: int = 12, seed: int = 0, codec: str = "mpeg4") -> None:
     """Write a video of 64 x 64 pixels without sound; the seed decides what it shows."""
     noise = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), np.uint8)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
+        stream = container.add_stream(codec, rate=10)
         stream.width = stream.height = 64
         for i in range(frames):
             picture = noise // 4 + np.uint8(20 * i % 191)
