@@ -34,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report = getattr(import_module(args.module), args.make_report)(args)
         report.emit(args.out, args.csv)
+        for what in ("out", "csv", "pictures"):
+            if place := getattr(args, what, None):
+                print(f"{what}: {place}", file=sys.stderr)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -56,6 +56,7 @@ def test_open_vocabulary_scores_are_those_of_the_golden(capsys, golden, wheels, 
     assert [each["n"] for each in found["per_wheel"]] == [each["n"] for each in expected["per_wheel"]]
     assert found["n"] == 170 and found["labels_from"] == "as given"
     assert found["unknown_words"] == 23 and "23 unknown words" in screen
+    assert f"csv: {tmp_path / 't.csv'}" in screen
     rows = list(csv.DictReader((tmp_path / "t.csv").open()))
     assert [row["wheel"] for row in rows] == ["1", "2", "3", "4", "5", "mean"]
     assert float(rows[-1]["fscore"]) == found["fscore"]
