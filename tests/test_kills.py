@@ -1,4 +1,7 @@
-"""SIGKILL at random moments of every command: nothing is lost or done twice, and the end is equal to the bit."""
+"""SIGKILL at random moments of every command: nothing is lost or done twice, and the end is equal to the bit.
+
+AFFECT_KILLS=150 python -m pytest -m long -s tests/test_kills.py --basetemp=/dev/shm/kills
+"""
 
 import json
 import shutil

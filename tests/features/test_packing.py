@@ -2,12 +2,14 @@
 
 import multiprocessing
 import os
+import random
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import lmdb
@@ -18,7 +20,7 @@ from affect.features import packing
 from affect.features.packed import Packed, read_head, set_clip, write_head
 from affect.features.packing import pack, unpack
 from affect.features.store import FeatureError, FeatureStore
-from toy_store import FACE, FRAME, SPECS, arrays, files, fill_store, rows
+from toy_store import FACE, FRAME, NAMES, SPECS, arrays, files, fill_store, rows
 
 
 @pytest.fixture
@@ -195,6 +197,45 @@ def test_lost_records_are_damage_and_not_clips_that_nobody_looked_at(store):
         txn.delete(b"\0")
     with pytest.raises(FeatureError, match="expected the record that tells of the others, found none"):
         store.has(FRAME, "a")
+
+
+def test_a_flipped_bit_anywhere_in_the_file_gives_no_other_numbers_and_nothing_absent(store):
+    before = arrays(store)
+    pack(store.root, delete=True)
+    data, rng = store.root / "packed" / "data.mdb", random.Random(0)
+    content, told = data.read_bytes(), 0
+    for _ in range(150):
+        flipped = bytearray(content)
+        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        data.write_bytes(flipped)
+        Packed(str(data.parent)).close()
+        for spec, name in product(SPECS, NAMES):
+            try:
+                assert store.read(spec, name).tobytes() == before[spec.folder, name]
+            except FeatureError as error:
+                assert "packed" in str(error) and "make it with" not in str(error)
+                told += 1
+    assert told
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["folder", "link to a folder"])
+def test_what_lies_beside_the_packed_features_is_never_removed(store, tmp_path, elsewhere):
+    """As shards of an earlier version do whose index was lost."""
+    packed, outside = store.root / "packed", tmp_path / "outside"
+    (outside if elsewhere else packed).mkdir()
+    if elsewhere:
+        packed.symlink_to(outside)
+    before = arrays(store)
+    for name in ("shard-00000.bin", "notes.txt"):
+        (packed / name).write_text("the only copy")
+    with pytest.raises(FeatureError, match="nothing is to be unpacked"):
+        unpack(store.root)
+    pack(store.root, delete=True)
+    unpack(store.root)
+    assert {path.name: path.read_text() for path in packed.iterdir()} == dict.fromkeys(
+        ("shard-00000.bin", "notes.txt"), "the only copy"
+    )
+    assert arrays(store) == before
 
 
 def test_names_out_of_a_file_do_not_become_paths_unseen(store):

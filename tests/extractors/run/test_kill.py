@@ -1,4 +1,7 @@
-"""SIGKILL at random moments: nothing half written, nothing done twice, the same store in the end."""
+"""SIGKILL at random moments: nothing half written, nothing done twice, the same store in the end.
+
+The long form, of all commands, is tests/test_kills.py.
+"""
 
 import random
 import signal
@@ -8,7 +11,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from affect.core.au_json import read_au_json
 from toy_clips import write_clips
@@ -37,10 +39,8 @@ def whole(path: Path) -> bool:
     )
 
 
-@pytest.mark.parametrize(
-    ("clips", "kills"), [(16, 3), pytest.param(200, 20, marks=pytest.mark.long)], ids=["short", "long"]
-)
-def test_a_run_that_is_killed_again_and_again_ends_in_the_same_store(tmp_path, clips, kills):
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_store(tmp_path):
+    clips, kills = 16, 3
     folders = write_clips(tmp_path / "clips", [f"clip {i}" for i in range(clips)], faceless="clip 3")
     calm = start(folders, tmp_path / "calm")
     output, _ = calm.communicate()
