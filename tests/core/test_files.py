@@ -43,6 +43,19 @@ def test_a_process_that_is_killed_while_it_writes_leaves_nothing(tmp_path):
         assert not [name for name in names(path.parent) if name.startswith(".unfinished")]
 
 
+def test_a_folder_has_its_name_when_all_in_it_is_on_disk(tmp_path, monkeypatch):
+    events, fsync, rename = [], os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: events.append(Path(f"/proc/self/fd/{fd}").resolve().name) or fsync(fd))
+    monkeypatch.setattr(Path, "rename", lambda path, to: events.append("rename") or rename(path, to))
+    with atomic_folder(tmp_path / "checkpoint") as folder:
+        (folder / "adapter").mkdir()
+        for name in ("a", "adapter/b"):
+            (folder / name).write_text("x")
+    place = events.index("rename")
+    assert sorted(events[:place]) == [".checkpoint.partial", "a", "adapter", "b"]
+    assert events[place + 1 :] == [tmp_path.name]
+
+
 def test_the_umask_is_respected(path):
     before = os.umask(0o027)
     try:
