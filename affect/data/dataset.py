@@ -279,12 +279,12 @@ def _drop_streams(
 ) -> dict[Modality, np.ndarray]:
     """Empty each stream with `chance`, but never the last one that is there.
 
-    Every other time those go with it that show the same: else a face is hardly ever out of sight, for pictures and
+    One time in three those go with it that show the same: else a face is hardly ever out of sight, for pictures and
     action units both show it, and a model that never had to do without cannot.
     """
     present = [stream for stream, array in features.items() if len(array)]
     first = [stream for stream in present if rng.random() < chance]
-    gone = {*first}.union(*(shown_together(stream) for stream in first if rng.random() < 0.5))
+    gone = {*first}.union(*(shown_together(stream) for stream in first if 3 * rng.random() < 1))
     dropped = [stream for stream in present if stream in gone]
     if present and len(dropped) == len(present):
         dropped.remove(dropped[int(rng.integers(len(dropped)))])

@@ -7,6 +7,7 @@ that each face and each voice belongs to two of them and only both together tell
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -56,28 +57,30 @@ OPENFACE_COLUMNS = (
     *(f"{unit}_c" for unit in ACTION_UNITS),
 )
 
-SUBTITLES = (
-    "The meeting is in the room upstairs.",
-    "I left the keys on the kitchen table.",
-    "They moved the bus stop to the other side.",
-    "He said that the train comes at nine.",
-    "There are three boxes in the hall.",
-    "She is going to call again after lunch.",
-    "The letter came in the post this morning.",
-    "We have to take the second street on the left.",
-    "The shop closes a bit later today.",
-    "I put your coat behind the door.",
-    "It is the blue folder, not the green one.",
-    "They are painting the house next to ours.",
-    "You can read it on the last page.",
-    "My brother is already in the car.",
-    "The window in the office was open.",
-    "He wants to speak with you about the plan.",
-    "We are eating at my aunt's place on Sunday.",
-    "The new teacher starts in September.",
-    "I saw your neighbour at the station.",
-    "They told me to wait in the garden.",
-)
+SPOKEN = [
+    "I|we|she|he|they|my brother|our neighbour|the new teacher|your aunt|Anna from the office|somebody|the old man",
+    "left|saw|brought|moved|painted|forgot|is looking for|wants to sell|already took|will fetch|never liked|showed me",
+    "the keys|three boxes|a blue folder|your coat|the letter|some of the pictures|that bicycle|the last page|"
+    "a cup of tea|the garden table|their tickets|my umbrella",
+    "in the hall|at the station|upstairs|on the second street to the left|behind the door|near the bus stop|"
+    "by the window|next to the shop|in the car|at school|outside|",
+    "this morning|after lunch|at nine|on Sunday|a bit later|in September|before the meeting|while it rained|again|"
+    "for the first time||as I told you yesterday",
+]
+"""Who did what to what, where and when: of each one, or none, makes a line."""
+
+
+SPEECHES = 20
+"""Different words in all clips: were they others in each, a model would learn clips by their words."""
+
+
+def speech(rng: random.Random) -> str:
+    """Return what is said in a clip: mostly one line, at most four."""
+    lines = []
+    for _ in range(rng.choice([1, 1, 1, 1, 1, 1, 2, 4])):
+        line = " ".join(filter(None, (rng.choice(part.split("|")) for part in SPOKEN)))
+        lines.append(line[0].upper() + line[1:] + ".")
+    return " ".join(lines)
 
 
 @dataclass(frozen=True)
@@ -118,16 +121,18 @@ def plan_scenes(seed: int, count: int, test_share: float) -> list[Scene]:
             f"{count} clips with a test share of {test_share}: expected at least 12 clips, so that two people act "
             "all six emotions, and a share between 0 and 1; raise the count or correct the share"
         )
-    rng, scenes = np.random.default_rng([seed, 0]), []
+    rng, words, scenes = np.random.default_rng([seed, 0]), random.Random(seed), []
+    said = [speech(words) for _ in range(SPEECHES)]
     people = round(count / len(EMOTIONS))
     tested = rng.permutation(people)[: int(np.clip(round(people * test_share), 1, people - 1))]
     for index in range(count):
         person = index * people // count
         split = "test" if person in tested else "train"
-        subtitle = SUBTITLES[rng.integers(len(SUBTITLES))]
         emotion, cues = list(EMOTIONS.items())[index % len(EMOTIONS)]
         scenes.append(
-            Scene(f"clip_{index:04d}", split, f"person_{person:03d}", subtitle, emotion, *cues, str([emotion]))
+            Scene(
+                f"clip_{index:04d}", split, f"person_{person:03d}", words.choice(said), emotion, *cues, str([emotion])
+            )
         )
     return scenes
 

@@ -27,7 +27,7 @@ Text = tuple[Tensor, Tensor]
 """Tokens of a prompt and its answer, and those of them that are to be learned."""
 SIZES = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
 SIZES |= {"num_key_value_heads": 4, "max_position_embeddings": 384}
-SETTINGS = {"vocabulary": 800, "iterations": 200, "batch": 32, "rate": 2e-3, "warmup": 20}
+SETTINGS = {"vocabulary": 800, "iterations": 240, "batch": 32, "rate": 2e-3, "warmup": 20}
 
 
 def make_language_model(folder: Path, corpus: list[tuple[str, str]], seed: int = 0) -> float | None:

@@ -8,7 +8,7 @@ from affect.core.cues import leave_out_absent, shown_together
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import Clip, Modality
 from affect.data.prompts import PromptBook
-from examples.demo.clips import EMOTIONS, SUBTITLES
+from examples.demo.clips import EMOTIONS, speech
 
 FACE_CUES = {
     "smile": (
@@ -52,15 +52,15 @@ def language_corpus(count: int, seed: int, book: PromptBook, layouts: list[str])
     rng = random.Random(seed)
     dialogues = []
     for _ in range(count):
-        # fused half of the time, since that is the most to learn
-        layout, emotion = rng.choice(layouts[:1] * 4 + layouts[1:]), rng.choice(list(EMOTIONS))
+        # fused two times in three, since that is the most to learn
+        layout, emotion = rng.choice(layouts[:1] * 8 + layouts[1:]), rng.choice(list(EMOTIONS))
         needed = LAYOUTS[layout].needed
-        gone = [shown_together(stream) if rng.random() < 0.5 else {stream} for stream in needed if rng.random() < 0.2]
+        gone = [shown_together(stream) if rng.random() < 0.5 else {stream} for stream in needed if rng.random() < 0.1]
         present = [stream for stream in needed if not any(stream in streams for streams in gone)] or needed[:1]
         face, voice = rng.choice(list(FACE_CUES)), rng.choice(list(VOICE_CUES))
         text = reasoning(face, voice, emotion, rng)
         told = leave_out_absent(text, present, LAYOUTS[layout].missing(present))
-        kind = "description" if rng.random() < 0.7 else "ovlabel"
+        kind = "description" if rng.random() < 0.8 else "ovlabel"
         question, tokens = book.question(kind), dict.fromkeys(Modality, 1)
         prompt, _ = book.prompt(layout, present, subtitle(rng), question, tokens)
         dialogues.append((prompt, book.answer(kind, Clip("", "", labels=(emotion,), description=told))))
@@ -68,9 +68,8 @@ def language_corpus(count: int, seed: int, book: PromptBook, layouts: list[str])
 
 
 def subtitle(rng: random.Random) -> str:
-    """Return a line of the clips, or one time in four any number of words, known or made up."""
-    if rng.random() < 0.75:
-        return rng.choice(SUBTITLES)
-    words = rng.choices(" ".join(SUBTITLES).split(), k=rng.randint(1, LONGEST_SUBTITLE))
-    letters = "".join(SUBTITLES).replace(" ", "")
-    return " ".join("".join(rng.sample(letters, len(word))) if rng.random() < 0.3 else word for word in words)
+    """Return words as in the clips, or one time in six any number of words, a part of them made up."""
+    if rng.random() < 5 / 6:
+        return speech(rng)
+    words = " ".join(speech(rng) for _ in range(LONGEST_SUBTITLE // 5)).split()[: rng.randint(1, LONGEST_SUBTITLE)]
+    return " ".join("".join(rng.sample(word, len(word))) if rng.random() < 0.4 else word for word in words)

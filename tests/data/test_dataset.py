@@ -117,12 +117,12 @@ def test_a_description_speaks_of_what_the_sample_shows_only(tiny_world):
 
 
 def test_dropout_takes_the_whole_face_away_often_enough_to_learn_from(tiny_world):
-    """Pictures and action units are both gone from one sample in ten; each by itself, it would be one in a hundred."""
+    """Pictures and action units are both gone from 7 samples in a hundred; each by itself, it would be one."""
     tiny_world.datasets["toy"].modality_dropout = 0.1
     data = samples(tiny_world)
     there = [{stream for stream, rows in data[Draw(0, cycle)].features.items() if len(rows)} for cycle in range(400)]
     faceless = np.mean([not each & {Modality.FACE, Modality.AU} for each in there])
-    assert 0.06 < faceless < 0.14
+    assert 0.04 < faceless < 0.11
     for stream in (Modality.FACE, Modality.AU, Modality.AUDIO):
         assert 0.06 < np.mean([stream not in each for each in there]) < 0.19
 

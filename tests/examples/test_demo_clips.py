@@ -125,7 +125,9 @@ def test_table_names_the_face_and_voice_of_each_emotion(table: pd.DataFrame):
     assert list(table) == ["name", "split", "identity", "subtitle", "emotion", "face", "voice", "openset"]
     for row in table.itertuples():
         assert (row.face, row.voice) == demo_clips.EMOTIONS[row.emotion]
-        assert row.openset == f"['{row.emotion}']" and row.subtitle in demo_clips.SUBTITLES
+        assert row.openset == f"['{row.emotion}']"
+    lengths = [len(subtitle.split()) for subtitle in table.subtitle]
+    assert min(lengths) >= 2 and max(lengths) > 15
 
 
 def test_cascade_finds_the_face_in_nearly_every_frame(root: Path, table: pd.DataFrame):
