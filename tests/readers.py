@@ -50,7 +50,8 @@ from affect.tasks.au_agent_config import AgentConfig
 from affect.tasks.au_agent_records import COLUMNS, Source, find_source, read_records
 from affect.tasks.reference_checkpoint import read_pth
 from extractors.au.openface import analyse_openface
-from extractors.media.decode import frame_indices, load_audio, read_video
+from extractors.media.decode import load_audio, read_video
+from extractors.media.sampling import frame_indices
 from extractors.run.journal import ClipRecord, Journal, read_states
 from prepare_au_agent_data import convert
 from tiny_world import save_tiny_llm

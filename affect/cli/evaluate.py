@@ -74,8 +74,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         if task == Task.EW:
             sub.add_argument("--level", default="1", choices=["1", "2", "both"], help="level that joins words")
     what = "facial expressions: accuracy, macro F1, UAR, each label, calibration"
-    sub = command("fer", "expression_report", what, "affect.cli.evaluate_expressions")
-    add_arguments(sub.add_argument)
+    add_arguments(command("fer", "expression_report", what, "affect.cli.evaluate_expressions").add_argument)
     sub = command("labels", "labels_report", "find labels in free text by a language model; keep them beside the text")
     sub.add_argument("--pred", type=Path, required=True, nargs="+", help="files of answers: JSON lines, tables or .npz")
     sub.add_argument("--pred-column", default="", help="column of a table, where that is not answer")

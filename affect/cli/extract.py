@@ -66,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         from affect.core.device import keep_freed_memory
 
         keep_freed_memory()
-    from extractors.run.driver import run, shard, sum_up
+    from extractors.run.driver import run, sum_up
+    from extractors.run.planning import shard
 
     names = shard(names, args.shard_index, args.num_shards)
     session = Session(settings, writer=f"{args.shard_index}of{args.num_shards}")

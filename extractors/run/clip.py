@@ -23,7 +23,8 @@ from affect.core.au_json import AuAnalysis, au_json_path, find_au_json, read_au_
 from affect.core.schema import AU_VALUES, Modality
 from affect.faces.finders import FaceFinder, build_face_finder, find_faces, load_face_array
 from extractors.au.openface import analyse_openface, run_openface
-from extractors.media.decode import count_frames, frame_indices, load_audio, read_video, sound_clips
+from extractors.media.decode import count_frames, load_audio, read_video, sound_clips
+from extractors.media.sampling import frame_indices
 from extractors.run.session import ClipTask, Describe, Session, Settings, check_backend, known_au_json
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ import pytest
 
 from affect.core.errors import MediaError
 from affect.faces.finders import Box, build_face_finder, find_faces, load_face_array
-from extractors.media.decode import read_video, uniform_indices
+from extractors.media.decode import read_video
+from extractors.media.sampling import uniform_indices
 
 
 class ScriptedFinder:

@@ -1,7 +1,5 @@
-"""Sampling of frames against the reference's numbers, and reading exactly the frames asked for."""
+"""Reading exactly the frames of a video that are asked for."""
 
-import itertools
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +13,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from extractors.media.decode import (
-    MediaError,
-    frame_indices,
-    headtail_indices,
-    peak_indices,
-    read_video,
-    uniform_indices,
-)
+from extractors.media.decode import MediaError, read_video
 
 WIDTH, HEIGHT = 96, 64
 RED, BLUE = [255, 0, 0], [0, 0, 255]
@@ -57,15 +48,6 @@ def write_video(path: Path, codec: str = "libx264", frames: int = 60, rotation: 
     return path
 
 
-def goldens(shared: Path, name: str) -> list[dict]:
-    return json.loads((shared / f"goldens/sampling/{name}.json").read_text())["cases"]
-
-
-def peak_info(total: int, peak: int) -> dict:
-    sides = {"peak_index": peak, "frames_before_peak": peak, "frames_after_peak": total - 1 - peak}
-    return {"total_frames": total, "peak_frames": [sides]}
-
-
 @pytest.mark.parametrize(("codec", "reader"), [("libx264", "auto"), ("libx264", "pyav"), ("mpeg2video", "auto")])
 @pytest.mark.parametrize("rotation", [0, 90])
 def test_a_squashed_frame_is_the_whole_one_upright(tmp_path, codec, reader, rotation):
@@ -84,72 +66,12 @@ def test_squashed_frames_are_those_of_the_reference_s_reader(shared):
     assert np.abs(read_video(path, "pyav").frames([3, 40], side=224) - reference).mean() < 0.3
 
 
-def test_uniform_indices_are_the_references(shared):
-    for case in goldens(shared, "uniform"):
-        assert uniform_indices(case["vlen"], case["n_frms"]) == case["indices"], case
-
-
 def test_a_video_of_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", frames=2)
     monkeypatch.setenv("AFFECT_LIMITS", "video_megapixels=0.006")
     for reader in ("auto", "pyav"):
         with pytest.raises(MediaError, match=r"a\.mp4: expected at most 0\.006 million pixels"):
             read_video(path, reader)
-
-
-def test_peak_indices_are_the_references_clipped_to_the_clip(shared):
-    cases = [case for case in goldens(shared, "smart_peak") if (case["au_info"] or {}).get("peak_frames")]
-    assert len(cases) > 50
-    for case in cases:
-        expected = np.clip(case["indices"], 0, case["video_frames"] - 1).tolist()
-        assert peak_indices(case["au_info"], case["video_frames"]) == expected, case
-
-
-def test_without_a_peak_frames_are_uniform_where_the_reference_took_a_linspace(shared):
-    cases = [case for case in goldens(shared, "smart_peak") if not (case["au_info"] or {}).get("peak_frames")]
-    assert cases
-    for case in cases:
-        with pytest.warns(UserWarning, match="uniform frames"):
-            indices = peak_indices(case["au_info"], case["video_frames"])
-        assert indices == uniform_indices(case["video_frames"])
-    assert any(case["indices"] != uniform_indices(case["video_frames"]) for case in cases)  # the known difference
-
-
-@pytest.mark.parametrize("total, n", list(itertools.product([1, 2, 3, 7, 50], [1, 2, 3, 5, 8, 16])))
-def test_peak_indices_are_n_sorted_frames_with_the_peak_among_them(total, n):
-    for peak in {0, total // 2, total - 1}:
-        indices = peak_indices(peak_info(total, peak), total, n)
-        assert len(indices) == n
-        assert indices == sorted(indices)
-        assert peak in indices
-        assert set(indices) <= set(range(total))
-        assert len(set(indices)) == min(n, total)
-
-
-def test_few_peak_frames_stay_beside_the_peak():
-    assert peak_indices(peak_info(100, 40), 100, 3) == [39, 40, 41]
-    assert peak_indices(peak_info(100, 0), 100, 3) == [0, 1, 2]
-
-
-@pytest.mark.parametrize("total", [1, 2, 5, 8, 9, 50])
-def test_headtail_takes_both_ends_and_half_from_each_half(total):
-    indices = headtail_indices(total, 8)
-    assert (indices[0], indices[-1], len(indices)) == (0, total - 1, 8)
-    assert indices == sorted(indices)
-    if total > 1:
-        assert all(i < total // 2 for i in indices[:4])
-        assert all(i >= total // 2 for i in indices[4:])
-
-
-def test_sampling_is_chosen_by_its_word():
-    info = peak_info(50, 20)
-    assert frame_indices(50, 8, "uniform", info) == uniform_indices(50)
-    assert frame_indices(50, 8, "headtail", info) == headtail_indices(50)
-    assert frame_indices(50, 8, "emotion_peak", info) == peak_indices(info, 50)
-    with pytest.raises(ValueError, match="'peak' is not known: expected one of uniform, headtail, emotion_peak"):
-        frame_indices(50, 8, "peak")
-    with pytest.raises(ValueError, match="0 frames"):
-        frame_indices(0)
 
 
 @pytest.mark.parametrize(
@@ -218,12 +140,6 @@ def test_a_turned_video_comes_upright_from_both_readers(tmp_path, codec, reader)
             assert np.abs(frame[2, WIDTH // 2].astype(int) - top).max() < 40
         if left != "any":
             assert np.abs(frame[WIDTH // 2, 2].astype(int) - left).max() < 40
-
-
-def test_one_frame_is_a_video(tmp_path):
-    video = read_video(write_video(tmp_path / "one.mp4", frames=1))
-    assert video.num_frames == 1
-    assert video.frames(uniform_indices(1)).shape == (8, HEIGHT, WIDTH, 3)
 
 
 def test_a_gray_video_has_three_equal_channels(tmp_path):
@@ -320,3 +236,9 @@ def test_opencv_still_reads_png_files_beside_decord(tmp_path):
     code = "import sys, extractors.media.decode, cv2; sys.exit(cv2.imread(sys.argv[1]) is None)"
     root = Path(__file__).resolve().parents[3]
     assert subprocess.run([sys.executable, "-c", code, tmp_path / "x.png"], cwd=root).returncode == 0
+
+
+def test_one_frame_is_a_video(tmp_path):
+    video = read_video(write_video(tmp_path / "one.mp4", frames=1))
+    assert video.num_frames == 1
+    assert video.frames([0] * 8).shape == (8, HEIGHT, WIDTH, 3)

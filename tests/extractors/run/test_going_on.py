@@ -11,7 +11,7 @@ from affect.core.schema import Modality
 from affect.features.store import FeatureStore
 from extractors.au.templates import describe_clips
 from extractors.run import driver
-from extractors.run.driver import shard
+from extractors.run.planning import shard
 from extractors.run.session import STAGES
 from toy_driver import encoder, log_lines, plan, run
 

@@ -9,8 +9,8 @@ import pytest
 
 from affect.core.au_json import AuAnalysis, au_json_path, write_au_json
 from affect.core.schema import STORED_MODALITIES, Modality
-from extractors.run.driver import fingerprint, what_is_left
 from extractors.run.journal import RunReport
+from extractors.run.planning import fingerprint, what_is_left
 from extractors.run.session import OPENFACE_TIME, Session, Settings
 
 AU, AUDIO, FACE, FRAME = Modality.AU, Modality.AUDIO, Modality.FACE, Modality.FRAME

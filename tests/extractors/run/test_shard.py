@@ -2,7 +2,7 @@
 
 import pytest
 
-from extractors.run.driver import shard
+from extractors.run.planning import shard
 
 NAMES = [f"clip {i}" for i in range(1000)]
 
