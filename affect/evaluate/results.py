@@ -46,7 +46,7 @@ def read_answers(path: str | Path, column: str = "") -> dict[str, Any]:
         require_once((record["name"] for record in records), path)
         return {record["name"]: record[key] for record in records}
     if path.suffix != ".npz":
-        content = read_object(path)
+        content = read_object(path, advice="give one of names and values")
         return content["labels"] if isinstance(content.get("labels"), dict) else content
     expected = "name2reason, or filenames and fileitems"
     with reading(path, expected, "name a file of answers"):

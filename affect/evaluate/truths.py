@@ -95,5 +95,5 @@ def _read_labels(path: Path, task: Task, column: str = "") -> dict[str, Any]:
         cells = read_cells(path, column, "openset")
         return {name: ", ".join(split_labels(cell) or ["neutral"]) for name, cell in cells.items()}
     if path.suffix != ".npz":
-        return read_object(path)
+        return read_object(path, advice="give one of names and values")
     return read_corpus(path, "val" if task == Task.SENTIMENT else "emo", _CORPORA)

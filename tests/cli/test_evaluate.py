@@ -124,8 +124,8 @@ def test_extra_names_and_empty_answers_are_counted(capsys, wheels, tmp_path):
     ("truth", "answers", "reason"),
     [
         ('{"a": "happy", "b": "sad"}', "{}", "2 clips (a, b) have no answer"),
-        ('["happy"]', "{}", "gt.json: expected a JSON object of names and values, found a list"),
-        ('{"a": "happy"}', "7", "pred.json: expected a JSON object of names and values, found a single value"),
+        ('["happy"]', "{}", "gt.json: expected a JSON object, found a list; give one of names and values"),
+        ('{"a": "happy"}', "7", "pred.json: expected a JSON object, found a number; give one of names and values"),
         ('{"a": "happy"', "{}", "gt.json: expected JSON"),
         ('{"a": NaN, "b": "sad"}', '{"a": "", "b": ""}', "1 clip (a) has NaN for a label"),
         ('{"a": "happy"}', '{"a": "["}', "clip 'a': found a lone \"[\""),
