@@ -58,6 +58,8 @@ def add_offline(parser: ArgumentParser) -> None:
 
 def door(command: str, arguments: list[str] | None = None) -> NoReturn:
     """Run one command and end the process: what users can mend is one line, anything else a traceback."""
+    if not sys.stderr.isatty():  # bars of loading weights fill log files
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         sys.exit(import_module(f"affect.cli.{command}").main(arguments))
     except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as error:

@@ -197,7 +197,7 @@ def grounding_report(args: argparse.Namespace) -> Report:
         note = f"{note}; absent: texts that speak of a stream the clip lacks"
     contents = {
         of: {name: getattr(each, name) for name in SHARES}
-        | {**asdict(each), "unfounded": dict(each.unfounded.most_common())}
+        | {**asdict(each), **{key: dict(getattr(each, key).most_common()) for key in ("absent_from", "unfounded")}}
         for of, each in found.items()
     }
     if args.sentences:  # which say nothing of streams

@@ -177,6 +177,13 @@ def test_action_units_come_from_the_au_json_where_answers_have_none(capsys, tmp_
     assert (found["precision"], found["recall"], found["without_units"]) == (0.5, 1 / 3, 0)
 
 
+def test_texts_that_speak_of_an_absent_stream_are_told_by_what_they_speak_of(capsys, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps(answer(answer="The voice is loud.", missing=["audio"])))
+    found, _ = scores(capsys, "grounding", "--pred", path)
+    assert (found["absent"], found["absent_from"]) == (1, {"voice": 1})
+
+
 def test_texts_that_cannot_be_grounded_are_refused(capsys, tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"input": "nothing measured", "output": "A face."}')
