@@ -6,6 +6,7 @@ Nothing is imported before it is known which command is wanted.
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Action, ArgumentParser, Namespace
 from difflib import get_close_matches
