@@ -65,9 +65,6 @@ def write_report(root: Path, seeds: list[int], inputs: list[str], removals: list
     without = {what: [read_answers(root, f"fused_seed{seed}", what) for seed in seeds] for what in removals}
     scores = {name: [read_answers(root, f"{name}_seed{seed}").accuracy for seed in seeds] for name in inputs}
     answers, each_seed = fused[0], [f"seed {seed}" for seed in seeds]
-    grounded = {
-        what: [r for each in part for r in each.records] for what, part in {"nothing": fused, **without}.items()
-    }
     draw_confusion(root / "confusion.png", answers.counts, LABELS, "fused, held-out people")
     curves = sorted((root / "runs" / f"fused_seed{seeds[0]}" / "training_curves").glob("training_curves_epoch*.png"))
     parts = [
@@ -87,7 +84,9 @@ def write_report(root: Path, seeds: list[int], inputs: list[str], removals: list
         "## Do the answers speak of what the clip shows?",
         "Mentions of muscle movement against the measured action units, and the share of answers, of all seeds, that "
         "speak of a voice or a face that was taken away: the text to learn from names what is shown only.",
-        table(["taken away", "precision", "recall", "speaks of the absent"], grounding_rows(grounded)),
+        table(
+            ["taken away", "precision", "recall", "speaks of the absent"], grounding_rows({"nothing": fused, **without})
+        ),
         "## Training",
         *[f"![training curves]({path.relative_to(root)})" for path in curves[-1:]],
         "## Answers",

@@ -20,7 +20,7 @@ from affect.expressions.image_files import to_input
 from affect.expressions.models import build_model, load_model
 from affect.expressions.network_file import ModelCard, find_model, read_card, save_model
 from affect.features.store import FeatureError, FeatureSpec, FeatureStore
-from extractors.encoders import build_encoder, pretrained
+from extractors.encoders import build_encoder
 from extractors.encoders.pretrained import WeightsError
 from tiny_encoders import check_batch_equals_single, encode, frames
 
@@ -107,10 +107,9 @@ def test_networks_of_two_runs_are_never_mixed_in_one_folder(runs, tmp_path):
         store.write(specs[1], "b", encode(encoders[1], ITEMS[:1])[0], encoders[1].provenance())
 
 
-def test_on_cuda_the_convolutions_run_in_fewer_bits(runs, monkeypatch):
+def test_the_convolutions_run_in_the_precision_asked_for(runs):
     (expected,) = encode(build_encoder("face", f"fer:{runs['compact']}"), ITEMS[:1])
-    monkeypatch.setattr(pretrained, "precision", lambda device: torch.bfloat16)
-    encoder = build_encoder("face", f"fer:{runs['compact']}")
+    encoder = build_encoder("face", f"fer:{runs['compact']}", precision="bfloat16")
     (found,) = encode(encoder, ITEMS[:1])
     assert encoder.provenance()["precision"] == "bfloat16"
     assert found.dtype == np.float32
