@@ -21,6 +21,12 @@ class Failure:
     reason: str
     """In one sentence."""
 
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Stage and reason without names and numbers, which failures of the same cause share."""
+        nameless = self.reason.replace(self.name, "…") if self.name else self.reason
+        return self.stage, re.sub(r"\d+", "…", nameless)
+
 
 SHOWN_REASONS, SHOWN_NAMES = 10, 3
 """Reasons that are printed, and names of each; the table has all."""
@@ -33,8 +39,7 @@ def failure_lines(failures: Iterable[Failure]) -> list[str]:
     """
     groups: dict[tuple[str, str], list[Failure]] = {}
     for failure in failures:
-        nameless = failure.reason.replace(failure.name, "…") if failure.name else failure.reason
-        groups.setdefault((failure.stage, re.sub(r"\d+", "…", nameless)), []).append(failure)
+        groups.setdefault(failure.kind, []).append(failure)
     ranked = sorted(groups.values(), key=len, reverse=True)
     lines = []
     for group in ranked[:SHOWN_REASONS]:

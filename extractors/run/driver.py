@@ -20,7 +20,7 @@ from types import TracebackType
 from rich.progress import Progress
 
 from affect.core.au_json import au_json_path, write_au_json
-from affect.core.failures import Failure
+from affect.core.failures import SHOWN_REASONS, Failure
 from affect.core.schema import Modality
 from affect.features.provenance import au_makers, first_difference
 from extractors.run.clip import (
@@ -71,9 +71,10 @@ def extract(
 ) -> RunReport:
     """Take clips through all that is left to do, and note it in the journal.
 
-    earlier: clip -> its failures, for all clips that any log knows.
+    earlier: clip -> its failures, for all clips that any log knows. Raises where an encoder lacks its weights.
     """
     report, settings, describe = RunReport(len(names)), session.settings, session.describe
+    _ = session.specs  # builds the encoders: what they lack is no clip's failure
     clock = report.seconds
     warned: set[str] = set()
     try:
@@ -184,7 +185,7 @@ def _record(result: ClipResult) -> ClipRecord:
 
 
 def _note(record: ClipRecord, journal: Journal, report: RunReport) -> None:
-    """Write down what became of a clip; failures also show at once in the log."""
+    """Write down what became of a clip; the first failure of each kind also shows at once in the log."""
     try:
         journal.append(record)
     except OSError as error:
@@ -192,8 +193,10 @@ def _note(record: ClipRecord, journal: Journal, report: RunReport) -> None:
     report.made.update(record.made)
     report.work_seconds.update(record.seconds)
     for stage, (reason, _) in record.failures.items():
-        report.failures.append(Failure(record.name, stage, reason))
-        logger.warning("%s: %s failed: %s", record.name, stage, reason)
+        report.failures.append(failure := Failure(record.name, stage, reason))
+        if failure.kind not in report.told and len(report.told) < SHOWN_REASONS:
+            report.told.add(failure.kind)
+            logger.warning("%s: %s failed: %s", record.name, stage, reason)
 
 
 def _timed(items: Iterable, clock: dict[str, float], stage: str) -> Iterator:

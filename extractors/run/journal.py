@@ -74,6 +74,8 @@ class RunReport:
     """Clips that failed before and were not tried again."""
     failures: list[Failure] = field(default_factory=list)
     """Those of earlier runs too where they still hold."""
+    told: set[tuple[str, str]] = field(default_factory=set)
+    """Kinds of failures that the log has shown."""
     faceless: list[str] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -50,6 +50,22 @@ def test_what_is_there_is_not_made_again(tmp_path, sources):
     assert [path.stem for path in before if after[path] != before[path]] == ["b"]
 
 
+def test_missing_weights_end_the_run_before_its_first_clip(tmp_path, sources):
+    def absent(stream):
+        raise ValueError("encoder DCT has no weights")
+
+    p = plan(tmp_path, ["a", "b"], sources)
+    with pytest.raises(ValueError, match="has no weights"):
+        run(p, describe_clips, absent)
+    assert log_lines(p) == []
+
+
+def test_a_kind_of_failure_is_logged_once_and_listed_for_each_clip(tmp_path, sources, caplog):
+    report = run(plan(tmp_path, ["x1", "y", "z"], sources, [Modality.FRAME]), describe_clips, encoder)
+    assert [failure.name for failure in report.failures] == ["x1", "y", "z"]
+    assert [text for text in caplog.messages if "failed" in text] == [f"x1: frame failed: {report.failures[0].reason}"]
+
+
 def test_bad_clips_are_listed_and_the_others_go_on(tmp_path, sources):
     (sources.video_root / "a.mp4").write_text("this is no video")
     (sources.openface_root / "b.csv").write_text("frame, success\n1, 1\n")
