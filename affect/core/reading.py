@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -68,9 +70,12 @@ def reading(
 ) -> Iterator[None]:
     """Turn whatever parsers raise on a file into one `kind` of error, a sentence of at most `LONGEST` characters.
 
-    What names the file already is a sentence of our own: it is kept, and so is an OSError of that sort.
+    What names the file already is a sentence of our own: it is kept, and so is an OSError of that sort. What is no
+    file, a pipe or a device, is refused before it is opened: it may have no end.
     """
     try:
+        if not _file_folder_or_nothing(path):
+            raise ValueError(f"{path}: expected {expected}, found a pipe or a device; name a file")
         yield
     except Exception as error:  # on broken files parsers raise nearly every kind there is
         told = str(error)
@@ -83,6 +88,14 @@ def reading(
         lines = told.splitlines()
         more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
         raise kind("\n".join([*map(shortened, lines[:MOST_LINES]), *more])) from None
+
+
+def _file_folder_or_nothing(path: str | Path) -> bool:
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):  # told when it is opened
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 def reason_of(error: Exception) -> str:
@@ -111,13 +124,21 @@ def quoted(value: Any) -> str:
 def parse_json(text: str | bytes, real: Callable[[str], Any] = float) -> Any:
     """Return a JSON value; `real` makes its numbers with a point, NaN and infinity (raises ValueError as json does).
 
-    Half of a pair of surrogates is refused, for no file can be written with it.
+    Half of a pair of surrogates is refused, for no file can be written with it, and so is a key that stands twice.
     """
     text = text if isinstance(text, str) else text.decode("utf-8-sig")
-    content = json.loads(text, parse_constant=real, parse_float=real)
+    content = json.loads(text, parse_constant=real, parse_float=real, object_pairs_hook=_once)
     if "\\ud" in text.lower():
         json.dumps(content, ensure_ascii=False).encode()
     return content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {quoted(key)} stands twice in one object")
+    return found
 
 
 def read_object(
@@ -198,6 +219,10 @@ class _Loader(yaml.SafeLoader):
         require_within("yaml_values", self._values, self.where)
         require_within("yaml_depth", self._depth, self.where)
         node = super().compose_node(parent, index)
+        if isinstance(node, yaml.MappingNode) and not known:
+            keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            if twice := [key for (_, key), count in keys.items() if count > 1]:
+                raise ValueError(f"{self.where}: found the key {quoted(twice[0])} twice in one section; leave one")
         self._depth -= 1
         if not known and event.anchor:
             self._sizes[event.anchor] = self._values - before

@@ -1,6 +1,11 @@
+import os
+
 import pytest
 
+from affect.core.config import read_yaml
 from affect.core.reading import LONGEST, limit, parse_json, parse_yaml, read_object, reading, require_within
+from affect.data.tables import read_table
+from affect.expressions.image_files import read_image
 
 
 class _Own(ValueError):
@@ -58,6 +63,22 @@ def test_limits_can_be_set(monkeypatch):
         monkeypatch.setenv("AFFECT_LIMITS", wrong)
         with pytest.raises(ValueError, match="AFFECT_LIMITS: expected name=number with one of memory_mb, "):
             limit("memory_mb")
+
+
+@pytest.mark.parametrize("read", [read_object, read_yaml, read_table, read_image])
+def test_a_pipe_or_a_device_is_refused_unopened(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe.json")
+    for path in (tmp_path / "pipe.json", "/dev/zero"):
+        with pytest.raises(ValueError, match=rf"^{path}: expected .*, found a pipe or a device; name a file$"):
+            read(path)
+
+
+def test_a_key_that_stands_twice_is_refused():
+    with pytest.raises(ValueError, match="'a' stands twice"):
+        parse_json('[{"a": {"a": 1}, "b": 2}, {"a": 1, "b": 2, "a": 1}]')
+    with pytest.raises(ValueError, match=r"^f: found the key 'run' twice in one section; leave one$"):
+        parse_yaml("run: {a: 1}\nmodel: {run: 2}\nrun: {b: 2}", "f")
+    assert parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}", "f") == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}}
 
 
 def test_json_that_could_not_be_written_again_is_refused():
