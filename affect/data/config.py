@@ -101,7 +101,7 @@ class ModelConfig(Section):
     preextracted_acoustic_dim: int = Field(1024, gt=0)
     preextracted_au_dim: int = Field(512, gt=0)
 
-    skip_encoders: bool = True
+    skip_encoders: bool = False
     """True: use_preextracted_features counts as True; switches of single streams count all the same."""
     use_au_agent: bool = False
     """Let a language model write the AU sentences that AU JSON files lack, before training or inference begins."""
@@ -149,7 +149,7 @@ class FeatureConfig(Section):
     allow_mismatch: bool = False
     """Take AU JSON that was measured on another number of frames than the video has, where AU is encoded on the fly."""
     use_preextracted_features: bool = True
-    """False (with model.skip_encoders False): frames, faces and sound are encoded when a clip is asked for."""
+    """False (unless model.skip_encoders is True): frames, faces and sound are encoded when a clip is asked for."""
     use_preextracted_frame: bool | None = None
     use_preextracted_face: bool | None = None
     use_preextracted_audio: bool | None = None
@@ -353,7 +353,7 @@ class Config(Section):
     """Data sets to answer; what such a section does not say, the one under datasets says."""
 
     aliases: ClassVar = also(run="run_cfg")
-    uncompared: ClassVar[Set[str]] = {"inference", "evaluation_datasets_cfg"}
+    uncompared: ClassVar[Set[str]] = {"inference", "evaluation_datasets_cfg", "model.skip_encoders"}
     """Sections and keys that may differ when a run goes on."""
 
 

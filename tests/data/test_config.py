@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from affect.core.schema import Modality
-from affect.data.config import ConfigError, DatasetConfig, load_config, parse_config, save_config
+from affect.data.config import ConfigError, DatasetConfig, ModelConfig, load_config, parse_config, save_config
 
 
 def test_every_fault_is_reported_at_once_with_file_and_key(tmp_path):
@@ -157,6 +157,7 @@ def test_what_single_streams_and_layouts_say_counts_before_settings_for_all():
     switches = {"use_preextracted_features": False, "use_preextracted_face": False, "use_preextracted_audio": True}
     section = DatasetConfig(**switches)
     assert section.live(skip_encoders=False) == ["face", "frame"] and section.live(skip_encoders=True) == ["face"]
+    assert section.live(ModelConfig().skip_encoders) == ["face", "frame"]  # which wins only where a file sets it
     assert not section.over({"use_nonverbal_text": True, "face_or_frame": "audio_text"}).captioned
 
 
