@@ -114,6 +114,19 @@ def test_the_checker_finds_every_kind_of_fault(copied, capsys):
     assert "rows of length 1" in found["grid_brbk7n", "au"]
 
 
+def test_rows_of_measured_values_are_not_counted_against_sentences(copied, capsys):
+    au = copied / "features/real/au_HASHED_NGRAMS_8frms"
+    au = au.rename(au.with_name("au_AU_VALUES_8frms"))
+    sidecar = au / "provenance.json"
+    sidecar.write_text(sidecar.read_text().replace("HASHED_NGRAMS", "AU_VALUES"))
+    np.save(au / "grid_bbaf2n.npy", np.load(au / "grid_bbaf2n.npy")[:3])
+    capsys.readouterr()
+    check(copied, "--au_encoder", "AU_VALUES", "--json")
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert {each["check"] for each in findings if each["clip"] == "grid_bbaf2n" and each["ok"]} >= {"au_json", "au"}
+    assert not {"counts", "sentences"} & {each["check"] for each in findings}
+
+
 def test_the_checker_finds_action_units_of_another_maker(copied, capsys):
     path = copied / "au/real/grid_swiz3n/grid_swiz3n_au_analysis.json"
     content = json.loads(path.read_text())
