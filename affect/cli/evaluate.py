@@ -26,19 +26,28 @@ from pathlib import Path
 from affect.cli import add_offline
 from affect.cli.evaluate_expressions import add_arguments
 from affect.data.known_datasets import Task
+from affect.data.tables import read_table
+from affect.evaluate.errors import MissingNamesError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one sub-command and return the exit code."""
     args = parse_arguments(arguments)
+    from affect.evaluate.results import TABLES
+
+    truth, split = getattr(args, "gt", None), getattr(args, "split", "")
     try:
+        if truth and split and truth.suffix not in TABLES:
+            raise ValueError(f"--split {split}: expected a table with a column split, found {truth}; leave it out")
         report = getattr(import_module(args.module), args.make_report)(args)
         report.emit(args.out, args.csv)
         for what in ("out", "csv", "pictures"):
             if place := getattr(args, what, None):
                 print(f"{what}: {place}", file=sys.stderr)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        lacking = isinstance(error, MissingNamesError) and truth and truth.suffix in TABLES and not split
+        hint = "; or name the rows to score with --split" if lacking and "split" in read_table(truth) else ""
+        print(f"error: {error}{hint}", file=sys.stderr)
         return 2
     return 1 if report.content.get("failures") else 0
 
@@ -66,6 +75,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         sub.set_defaults(task=task)
         sub.add_argument("--gt", type=Path, required=True, help="name -> label or valence")
         sub.add_argument("--gt-column", default="", help="column of it, where that is not openset or valence")
+        sub.add_argument("--split", default="", help="rows to score, by the column split of a table; default: all")
         sub.add_argument("--pred", type=Path, required=True, help="name -> answer: JSON, JSON lines, table or .npz")
         sub.add_argument("--pred-column", default="", help="column of it, where that is not answer or openset")
         with_tables = task != Task.SENTIMENT

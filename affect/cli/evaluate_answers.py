@@ -47,7 +47,7 @@ SHARES = ("precision", "recall", "faultless_share", "absent_share")
 def wheel_report(args: argparse.Namespace) -> Report:
     """Score labels on the emotion wheels: EW or hit rate."""
     wheels = read_wheels(args.wheels)
-    truth = read_truth(args.gt, args.task, args.gt_column)
+    truth = read_truth(args.gt, args.task, args.gt_column, args.split)
     labelled = read_labels(args.pred, Vocabulary(wheels), args.pred_column)
     answers = labelled.answers
     if args.task == Task.HIT_RATE:
@@ -91,7 +91,7 @@ def _hit_rates_by_label(
 
 def sentiment_report(args: argparse.Namespace) -> Report:
     """Score positive, negative and neutral against valences."""
-    truth = read_truth(args.gt, args.task, args.gt_column)
+    truth = read_truth(args.gt, args.task, args.gt_column, args.split)
     vocabulary = Vocabulary(read_wheels(args.wheels)) if args.wheels else None
     labelled = read_sentiments(args.pred, vocabulary, args.pred_column)
     scores = sentiment_scores(truth, labelled.answers)

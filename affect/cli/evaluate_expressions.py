@@ -29,7 +29,7 @@ SPLITS = ("test", "val")
 """Splits that are scored when none is named, the first of them that is there."""
 DIVIDED = ("val_split", "test_split", "split_seed")
 """What decides which image is in which split."""
-OF_NETWORKS = ("data_root", "data_type", "votes_csv", "split", *DIVIDED, "align", "flip", "gallery")
+OF_NETWORKS = ("data_root", "data_type", "votes_csv", *DIVIDED, "align", "flip", "gallery")
 """Flags that say nothing about labels that are there already."""
 OUTPUT = Path("output/evaluate_fer")
 """Where failures are listed when no folder is named."""
@@ -41,7 +41,7 @@ def add_arguments(add: Callable[..., argparse.Action]) -> None:
     add("--data_root", "--data", "--data_csv", help="labelled images: folders or CSV file; default: the run's")
     add("--data_type", help="known data set, for numbered folders: RAF-DB, AffectNet-7, …")
     add("--votes_csv", help="FER+ votes for the images of a FER2013 CSV file")
-    add("--split", choices=["test", "val", "train"], help="default: test where there is one, else val")
+    add("--split", default="", help="test, val or train; default: test where there is one, else val; of a table all")
     for name, kind in zip(DIVIDED, (float, float, int), strict=True):
         add(f"--{name}", type=kind, help="how images are divided; default: as the run's config.yaml says")
     add("--align", action="store_true", help="find faces and turn them upright; default: as the run did")
@@ -50,8 +50,8 @@ def add_arguments(add: Callable[..., argparse.Action]) -> None:
     add("--num_workers", "--workers", type=int, default=2, help="processes that read images")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     add("--gallery", type=_positive, metavar="N", help="with --pictures: N right and N wrong faces of each class")
-    add("--gt", type=Path, help="instead of --ckpt: name -> label: JSON")
-    add("--pred", type=Path, help="with --gt: name -> label: JSON")
+    add("--gt", type=Path, help="instead of --ckpt: name -> label: JSON or table")
+    add("--pred", type=Path, help="with --gt: name -> label: JSON or table")
     add("--pictures", type=Path, metavar="FOLDER", help="draw confusion matrix, bars, reliability and gallery there")
 
 
@@ -161,7 +161,7 @@ def draw_samples(args: argparse.Namespace, image_set: ImageSet, found: Evaluatio
 
 def answers_report(args: argparse.Namespace) -> Report:
     """Score one label an image."""
-    truth, answers = read_answers(args.gt), read_answers(args.pred)
+    truth, answers = read_answers(args.gt, split=args.split), read_answers(args.pred)
     require_names(truth, "answer", answers)
     for path, values in ((args.gt, truth), (args.pred, answers)):
         wrong = [name for name, value in values.items() if not isinstance(value, str)]

@@ -114,7 +114,7 @@ def _read_table_of_clips(dataset: str, config: DatasetConfig, split: str | None)
     table = read_table(path, config.csv_column, advice=advice)
     require_once(table[config.csv_column], path)
     if split is not None:
-        table = _rows_of_split(table, config, split)
+        table = rows_of_split(table, config.split_column, split, path)
     known = known_dataset(dataset)
     columns = [getattr(config, key) for key in TABLE_KEYS]
     empty = ("neutral",) if known and not known.classes and config.label_column in table else ()
@@ -131,19 +131,20 @@ def _read_table_of_clips(dataset: str, config: DatasetConfig, split: str | None)
     return Manifest(clips, lacking)
 
 
-def _rows_of_split(table: pd.DataFrame, config: DatasetConfig, split: str) -> pd.DataFrame:
-    if config.split_column not in table:
+def rows_of_split(table: pd.DataFrame, column: str, split: str, path: str | Path) -> pd.DataFrame:
+    """Return the rows of a split; a table without that column counts as each of `UNSPLIT` (raises ValueError)."""
+    if column not in table:
         if split in UNSPLIT:
             return table
         raise ValueError(
-            f"{config.csv_path}: expected clips of split {split!r}, found no column {config.split_column!r}; such a "
-            f"table counts as {' and '.join(UNSPLIT)} alike"
+            f"{path}: expected clips of split {split!r}, found no column {column!r}; such a table "
+            f" counts as {' and '.join(UNSPLIT)} alike"
         )
-    rows = table[table[config.split_column] == split]
+    rows = table[table[column] == split]
     if not len(rows):
-        counts = table[config.split_column].value_counts(sort=False)
+        counts = table[column].value_counts(sort=False)
         there = ", ".join(f"{name!r} ({count})" for name, count in counts.items()) or "no rows at all"
-        raise ValueError(f"{config.csv_path}: expected clips of split {split!r}, found none; it has {there}")
+        raise ValueError(f"{path}: expected clips of split {split!r}, found none; it has {there}")
     return rows
 
 

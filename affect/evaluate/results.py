@@ -15,7 +15,7 @@ from typing import Any
 from affect.core.files import atomic_write
 from affect.core.reading import json_lines, read_object, reading
 from affect.data.known_datasets import KNOWN_DATASETS
-from affect.data.manifest import require_once
+from affect.data.manifest import require_once, rows_of_split
 from affect.data.npz_corpus import read_npz
 from affect.data.tables import read_table
 from affect.evaluate.answers import split_labels
@@ -31,16 +31,16 @@ def read_records(path: str | Path, *keys: str) -> list[dict[str, Any]]:
     return [record for _, record in json_lines(path, *keys)]
 
 
-def read_answers(path: str | Path, column: str = "") -> dict[str, Any]:
+def read_answers(path: str | Path, column: str = "", split: str = "") -> dict[str, Any]:
     """Return name -> answer: JSON lines with name and answer, a table of those, a JSON object, or the published .npz.
 
-    column: of a table or of JSON lines, where it is not answer (of a table openset, too). A JSON object may hold the
-    answers under `labels`, as `write_labels` puts them; an .npz holds a dict name2reason, or filenames and fileitems.
-    Raises ValueError for anything else.
+    column: of a table or of JSON lines, where it is not answer (of a table openset, too); split: the rows of a table to
+    take. A JSON object may hold the answers under `labels`, as `write_labels` puts them; an .npz holds a dict
+    name2reason, or filenames and fileitems. Raises ValueError for anything else.
     """
     path = Path(path)
     if path.suffix in TABLES:
-        return read_cells(path, column, "answer", "openset")
+        return read_cells(path, column, "answer", "openset", split=split)
     if path.suffix == ".jsonl":
         records = read_records(path, "name", key := column or "answer")
         require_once((record["name"] for record in records), path)
@@ -59,11 +59,15 @@ def read_answers(path: str | Path, column: str = "") -> dict[str, Any]:
         raise ValueError(f"{path}: expected {expected}, found {found}; name a file of answers")
 
 
-def read_cells(path: Path, column: str, *usual: str) -> dict[str, str]:
-    """Return clip -> its cell of a table: of the column that is named, or else of the first of some that is there."""
+def read_cells(path: Path, column: str, *usual: str, split: str = "") -> dict[str, str]:
+    """Return clip -> its cell of a table: of the column that is named, or else of the first of some that is there.
+
+    split: take only its rows.
+    """
     table = read_table(path, "name")
     chosen = column or next((name for name in usual if name in table), usual[0])
     table = read_table(path, "name", chosen, advice="name another with --gt-column or --pred-column")
+    table = rows_of_split(table, "split", split, path) if split else table
     require_once(table["name"], path)
     return dict(zip(table["name"], table[chosen], strict=True))
 

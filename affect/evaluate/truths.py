@@ -63,13 +63,14 @@ def read_truths(path: str | Path) -> list[Truth]:
     return truths
 
 
-def read_truth(path: str | Path, task: Task, column: str = "") -> dict[str, Any]:
+def read_truth(path: str | Path, task: Task, column: str = "", split: str = "") -> dict[str, Any]:
     """Return name -> label of the test clips of a label file; column: of a table or of JSON lines, if not the usual.
 
-    path: a JSON object, JSON lines with `labels`, a table with name and openset (OV-MERD+), or the .npz label
-    file of another test set. Raises ValueError when it is none of them, LabelError when a clip has NaN for a label.
+    path: a JSON object, JSON lines with `labels`, a table with name and openset (OV-MERD+; of it `split`, if given), or
+    the .npz label file of another test set. Raises ValueError when it is none of them, LabelError when a clip has NaN
+    for a label.
     """
-    labels = _with_labels(_read_labels(Path(path), task, column), str(path))
+    labels = _with_labels(_read_labels(Path(path), task, column, split), str(path))
     if are_texts(labels.values()):
         some = next(text for text in labels.values() if are_texts([text]))
         raise LabelError(f"{path}: expected labels, found sentences ({some[:60]!r}); name the labels with --gt-column")
@@ -86,13 +87,14 @@ def _with_labels(labels: dict[str, Any], where: str) -> dict[str, Any]:
     return labels
 
 
-def _read_labels(path: Path, task: Task, column: str = "") -> dict[str, Any]:
+def _read_labels(path: Path, task: Task, column: str = "", split: str = "") -> dict[str, Any]:
     if path.suffix == ".jsonl":
         return {record["name"]: record[column or "labels"] for record in read_records(path, "name", column or "labels")}
     if path.suffix in TABLES and task == Task.SENTIMENT:
-        return {name: parse_valence(cell, path, name) for name, cell in read_cells(path, column, "valence").items()}
+        cells = read_cells(path, column, "valence", split=split)
+        return {name: parse_valence(cell, path, name) for name, cell in cells.items()}
     if path.suffix in TABLES:
-        cells = read_cells(path, column, "openset")
+        cells = read_cells(path, column, "openset", split=split)
         return {name: ", ".join(split_labels(cell) or ["neutral"]) for name, cell in cells.items()}
     if path.suffix != ".npz":
         return read_object(path, advice="give one of names and values")

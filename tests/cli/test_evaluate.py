@@ -120,6 +120,18 @@ def test_extra_names_and_empty_answers_are_counted(capsys, wheels, tmp_path):
     assert "2 answers to unknown names, ignored; 2 empty answers" in screen
 
 
+@pytest.mark.parametrize("command", ["ew", "hitrate", "sentiment", "fer"])
+def test_the_table_that_was_trained_on_is_the_truth_of_one_of_its_splits(capsys, wheels, tmp_path, command):
+    truth, pred = tmp_path / "clips.csv", tmp_path / "pred.json"
+    truth.write_text("name,openset,valence,split\na,happy,1,test\nb,sad,-1,train\n")
+    pred.write_text(json.dumps({"a": "positive" if command == "sentiment" else "happy"}))
+    files = [command, "--gt", truth, "--pred", pred, *(wheels if command in ("ew", "hitrate") else [])]
+    assert "1 clip (b) has no answer" in (said := refusal(capsys, *files)) and said.endswith("with --split\n")
+    found, _ = scores(capsys, *files, "--split", "test")
+    assert (found["n"], found["extra_names"]) == (1, 0)
+    assert "found none; it has 'test' (1), 'train' (1)" in refusal(capsys, *files, "--split", "val")
+
+
 @pytest.mark.parametrize(
     ("truth", "answers", "reason"),
     [

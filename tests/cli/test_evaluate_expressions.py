@@ -184,15 +184,17 @@ def test_votes_for_several_classes_are_scored_as_such(capsys, tmp_path, shared):
         (["--ckpt", "nowhere.safetensors", "--data_root", "x"], "nowhere.safetensors"),
         (["--ckpt", "CKPT"], "add --data_root"),
         (["--ckpt", "CKPT", "--data_root", "nowhere"], "nowhere"),
-        (["--gt", "a.json", "--pred", "b.json", "--flip", "--split", "val"], "--split, --flip: expected only with"),
+        (["--gt", "a.json", "--pred", "b.json", "--flip"], "--flip: expected only with"),
+        (["--gt", "a.json", "--pred", "b.json", "--split", "val"], "--split val: expected a table"),
+        (["--ckpt", "CKPT", "--data_root", "DATA", "--split", "tset"], "has no tset images; name another --split"),
         (["--ckpt", "CKPT", "--data_root", "x", "--val_split", "1.5"], "images.val_split: input should be less than 1"),
         (["--ckpt", "CKPT", "--data_root", "x", "--gallery", "2"], "add --pictures"),
         (["--ckpt", "CKPT", "--data_root", "x", "--device", "tpu"], "--device: expected auto, cpu, cuda"),
         (["--ckpt", "CKPT", "--data_root", "x", "--data_type", "RAF"], "images.data_type"),
     ],
 )
-def test_bad_arguments_end_with_code_2_and_one_sentence(capsys, ckpt, arguments, reason):
-    arguments = [str(ckpt) if argument == "CKPT" else argument for argument in arguments]
+def test_bad_arguments_end_with_code_2_and_one_sentence(capsys, ckpt, data, arguments, reason):
+    arguments = [str({"CKPT": ckpt, "DATA": data}.get(argument, argument)) for argument in arguments]
     code = evaluate.main(["fer", *arguments])
     out, err = capsys.readouterr()
     assert code == 2 and not out and err.count("\n") == 1 and reason in err
