@@ -29,7 +29,7 @@ from affect.answer.files import (
 from affect.answer.setup import load_model, use_checkpoint
 from affect.core.au_json import AuAnalysis, find_au_json, read_au_json
 from affect.core.failures import Failure
-from affect.core.files import atomic_folder
+from affect.core.files import atomic_folder, locked
 from affect.core.layouts import LAYOUTS
 from affect.core.schema import STREAM_WORDS, Batch, Clip, Modality
 from affect.core.vllm_engine import VllmEngine, import_vllm
@@ -205,16 +205,17 @@ def answer_datasets(
         answerer = Answerer(model, config, dataset.config.face_or_frame, writer)
         check_prompt(dataset, answerer.prompts, kind, query_tokens(config.model), answerer.collator)
         path = answers_path(config.inference.base_root, dataset.name, checkpoint, kind)
-        done = resume_answers(
-            path, answer_settings(config, dataset.config, checkpoint, answerer.prompts, kind), overwrite
-        )
-        left = replace(dataset, clips=[clip for clip in dataset.clips if clip.name not in done])
-        if attention:
-            answerer.look = AttentionWriter(model, path.with_name(f"{checkpoint.name}-attention"), shown)
-            answerer.look.count_unseen(done)
-        with left.ahead():
-            count = write_answers(path, _shown(answerer.answer_dataset(left, kind), left, console, shown))
-        write_npz(path)
+        settings = answer_settings(config, dataset.config, checkpoint, answerer.prompts, kind)
+        refusal = f"{path}: another process answers into it; wait for it, or give another inference.base_root"
+        with locked(path.with_name(f".{path.name}.lock"), refusal):
+            done = resume_answers(path, settings, overwrite)
+            left = replace(dataset, clips=[clip for clip in dataset.clips if clip.name not in done])
+            if attention:
+                answerer.look = AttentionWriter(model, path.with_name(f"{checkpoint.name}-attention"), shown)
+                answerer.look.count_unseen(done)
+            with left.ahead():
+                count = write_answers(path, _shown(answerer.answer_dataset(left, kind), left, console, shown))
+            write_npz(path)
         before = f" and {len(done)} from before" if done else ""
         console.print(f"{count} answers{before}: {path}", soft_wrap=True)
         failures |= dict.fromkeys(answerer.failures)

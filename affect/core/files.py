@@ -14,6 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing is locked
+    fcntl = None
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
@@ -53,6 +58,21 @@ def _create(temporary: Path) -> tuple[int, bool]:
 def _link(descriptor: int, path: Path) -> None:
     # with src_dir_fd, which an absolute path does without, Python asks for the link to be followed
     os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Keep other processes out while entered, by a lock on a file that stays (raises ValueError where one is in)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        try:
+            if fcntl:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(refusal) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def usual_rights(path: Path) -> None:

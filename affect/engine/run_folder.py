@@ -10,11 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # not on Windows, where nothing is locked
-    fcntl = None
-
+from affect.core import files
 from affect.core.config import ConfigError, flat, parse, read_yaml
 from affect.engine.checkpoint import ALL_DONE, find_checkpoint, list_checkpoints, read_state
 
@@ -126,17 +122,8 @@ def _over(config: Any, checkpoint: Path) -> str:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a run's folder while entered (raises ValueError where one is at work there)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as handle:
-        try:
-            if fcntl:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{folder}: another process is training there; wait for it, or give another run.output_dir"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+    refusal = f"{folder}: another process is training there; wait for it, or give another run.output_dir"
+    with files.locked(folder / ".lock", refusal):
         try:
             yield
         finally:

@@ -14,6 +14,7 @@ from affect.answer.files import Answer
 from affect.cli import answer as inference
 from affect.cli.live import warn_of_other_features
 from affect.core.au_json import au_json_path, write_au_json
+from affect.core.files import locked
 from affect.core.schema import Modality
 from affect.data.config import ConfigError
 from affect.features.store import FeatureStore
@@ -67,6 +68,18 @@ def test_a_stopped_run_goes_on_and_an_overwritten_one_begins_anew(trained, tmp_p
         inference.main(["--cfg-path", str(trained), "--options", "inference.max_new_tokens=4"])
     inference.main(["--cfg-path", str(trained), "--overwrite", "--options", "inference.max_new_tokens=4"])
     assert len(records(file)) == 4
+
+
+def test_a_second_process_does_not_answer_into_the_same_file(trained, tmp_path):
+    inference.main(["--cfg-path", str(trained)])
+    file = answers_file(tmp_path)
+    before = file.read_bytes()
+    with (
+        locked(file.with_name(f".{file.name}.lock"), ""),
+        pytest.raises(ValueError, match="jsonl: another process answ"),
+    ):
+        inference.main(["--cfg-path", str(trained), "--overwrite"])
+    assert file.read_bytes() == before
 
 
 def test_clips_that_failed_are_answered_when_their_features_are_there(trained, tmp_path):
