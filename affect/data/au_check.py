@@ -69,10 +69,10 @@ def clip_names(dataset: str, section: DatasetConfig, store: FeatureStore, au_roo
     """Return the clips of the table, or without one every clip of which anything is there."""
     if section.csv_path:
         return [clip.name for clip in read_clips(dataset, section)]
-    # with the data set's folder between root and clips, or without
+    # with the data set's folder between root and clips, or without, or both
     folder = au_json_path(au_root, dataset, "any").parent.parent
-    folder = folder if folder.is_dir() else au_root
-    names = store.names() | {name for name, path in list_au_json(folder) if path.parent.parent == folder}
+    found = {name for name, path in list_au_json(au_root) if path.parent.parent in (folder, au_root)}
+    names = store.names() | found
     if not names:
         raise ValueError(f"{store.root} and {au_root}: expected features or AU JSON of {dataset}, found neither")
     return sorted(names)

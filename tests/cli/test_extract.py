@@ -152,6 +152,13 @@ def test_the_checker_names_a_sidecar_that_is_no_json(copied, capsys):
         check(copied)
 
 
+def test_the_checker_sees_au_json_with_and_without_the_folder_of_the_data_set(copied, capsys):
+    flat = copied / "au" / "flat" / "flat_au_analysis.json"
+    flat.parent.mkdir()
+    flat.write_text("{")
+    assert ("flat", "au_json") in faults(copied, capsys)
+
+
 def test_the_checker_takes_no_clips_of_other_data_sets(copied, capsys):
     places = ["--mer-factory-output", str(copied / "au"), "--save_root", str(copied / "features")]
     with pytest.raises(ValueError, match="expected features or AU JSON of copy"):
