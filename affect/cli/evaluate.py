@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if truth and split and truth.suffix not in TABLES:
             raise ValueError(f"--split {split}: expected a table with a column split, found {truth}; leave it out")
+        _require_own_files(args)
         report = getattr(import_module(args.module), args.make_report)(args)
         report.emit(args.out, args.csv)
         for what in ("out", "csv", "pictures"):
@@ -50,6 +51,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}{hint}", file=sys.stderr)
         return 2
     return 1 if report.content.get("failures") else 0
+
+
+def _require_own_files(args: argparse.Namespace) -> None:
+    """Raise ValueError where a file that is to be written is one that is read, or both are one."""
+    for what, place in (("out", args.out), ("csv", args.csv)):
+        for flag, value in vars(args).items():
+            values = value if isinstance(value, list) else [value]
+            others = [Path(each) for each in values if isinstance(each, str | Path)]
+            if place and flag != what and place.resolve() in [other.resolve() for other in others]:
+                raise ValueError(f"--{what} {place}: expected a file of its own, found that of --{flag}; name another")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -17,6 +17,7 @@ from affect.core.au_json import find_au_json, read_au_json
 from affect.core.facs import parse_au_description
 from affect.core.plots import draw_bars, draw_confusion
 from affect.data.known_datasets import NEGATIVE, NEUTRAL, POSITIVE, Task
+from affect.data.manifest import require_once
 from affect.evaluate.answers import split_labels
 from affect.evaluate.classification import classification_scores, confusion
 from affect.evaluate.emotion_wheel import EmotionWheels, ew_scores, hit_scores, overlaps, read_wheels
@@ -191,6 +192,7 @@ def grounding_report(args: argparse.Namespace) -> Report:
         found = _sentences_grounding(args.sentences, args.at_least)
     else:
         answers = read_records(args.pred, "name", "dataset", "answer", "streams", "missing", "action_units")
+        require_once((answer["name"] for answer in answers), args.pred)
         if args.au:
             answers = [answer if answer["action_units"] else _with_units(answer, args.au) for answer in answers]
         found = {"answers": ground_answers(answers, args.at_least)}

@@ -27,8 +27,10 @@ _ANSWERS = re.compile(r"(?P<checkpoint>.+?)(?:-(?P<kind>description|ovlabel)\.(?
 
 
 def read_records(path: str | Path, *keys: str) -> list[dict[str, Any]]:
-    """Return the objects of a JSON lines file (raises ValueError naming the line that is none or lacks a key)."""
-    return [record for _, record in json_lines(path, *keys)]
+    """Return the objects of a JSON lines file (raises ValueError where a line is none or lacks a key, or all lack)."""
+    if records := [record for _, record in json_lines(path, *keys)]:
+        return records
+    raise ValueError(f"{path}: expected lines of JSON, found none; name another file, or make it anew")
 
 
 def read_answers(path: str | Path, column: str = "", split: str = "") -> dict[str, Any]:

@@ -201,6 +201,22 @@ def test_texts_that_cannot_be_grounded_are_refused(capsys, tmp_path):
     path.write_text('{"input": "nothing measured", "output": "A face."}')
     assert "record 1: expected an input with 'AU descriptions:'" in refusal(capsys, "grounding", "--sentences", path)
     assert "line 1: expected a JSON object with name" in refusal(capsys, "grounding", "--pred", path)
+    path.write_text(2 * (json.dumps(answer()) + "\n"))
+    assert "found 'a' several times" in refusal(capsys, "grounding", "--pred", path)
+    path.write_text("")
+    assert "expected lines of JSON, found none" in refusal(capsys, "grounding", "--pred", path)
+
+
+@pytest.mark.parametrize("what", ["--out", "--csv"])
+def test_no_input_is_written_over(capsys, tmp_path, monkeypatch, what):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps(answer()))
+    monkeypatch.chdir(tmp_path)
+    assert "found that of --pred" in refusal(capsys, "grounding", "--pred", path, what, "answers.jsonl")
+    assert "found that of --pred" in refusal(
+        capsys, "labels", "--pred", "b", path, "--model", "m", "--wheels", "w", what, path
+    )
+    assert path.read_text() == json.dumps(answer())
 
 
 def test_a_language_model_labels_files_and_is_compared_with_the_vocabulary(capsys, wheels, tmp_path, tiny_llm):
