@@ -26,20 +26,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.ndimage import gaussian_filter1d
 
 from affect.cli import add_offline
 from affect.core.config import apply_option, flat
 from affect.core.files import atomic_write, write_csv, write_json
 from affect.core.plots import draw_lines
 from affect.core.schema import check_name
-from affect.engine.checkpoint import find_checkpoint, read_state
-from affect.engine.launch import start_accelerator
 from affect.engine.stop import EXIT_CODE
-from affect.engine.trainer import start_trainer
 from affect.expressions.config import FerConfig, load_fer_config
-from affect.expressions.image_set import tracked
-from affect.tasks.expressions import open_task, train_expressions, watched
 
 logger = logging.getLogger("affect")
 
@@ -91,6 +85,10 @@ def range_test(config: FerConfig, rates: Sequence[float], folder: Path) -> np.nd
     failures.csv goes to `folder`. Moving average, schedule and the number of epochs play no part. Raises
     ValueError as training does, and where the loss explodes at once.
     """
+    from affect.engine.launch import start_accelerator  # --help opens at once, here and below
+    from affect.engine.trainer import start_trainer
+    from affect.tasks.expressions import open_task
+
     config = config.model_copy(update={"run": config.run.model_copy(update={"ema": 0.0})})
     accelerator = start_accelerator(config.run)
     trainer = start_trainer(open_task(config, accelerator, folder), accelerator, last=len(rates))
@@ -103,6 +101,8 @@ def sweep(step: Callable[[float], float], rates: Sequence[float]) -> np.ndarray:
 
     A step may raise FloatingPointError, too. Raises ValueError where the loss explodes before LEAST_STEPS.
     """
+    from affect.expressions.image_set import tracked
+
     losses: list[float] = []
     lowest = math.inf
     for rate in tracked(rates, "range test"):
@@ -125,6 +125,8 @@ def sweep(step: Callable[[float], float], rates: Sequence[float]) -> np.ndarray:
 
 def smoothed(losses: np.ndarray) -> np.ndarray:
     """Return losses [N] smoothed over neighbours on both sides."""
+    from scipy.ndimage import gaussian_filter1d
+
     return gaussian_filter1d(losses, max(1.0, WIDTH * len(losses)), mode="nearest")
 
 
@@ -186,6 +188,8 @@ def search_grid(cfg_path: str, options: Sequence[str], grid: dict[str, list[str]
     A combination whose loss is not finite has no scores, and the others go on. Ends early, with train.py's
     code, where SIGTERM stops a training; the same command goes on from there.
     """
+    from affect.tasks.expressions import watched
+
     runs = []
     for values in (dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values())):
         folder = out / f"{epochs}_epochs" / folder_name(values)
@@ -209,6 +213,9 @@ def scores_of(config: FerConfig, cfg_path: str, folder: Path) -> dict[str, Any] 
 
     Nothing where the loss is not finite, None where SIGTERM ended the training early.
     """
+    from affect.engine.checkpoint import find_checkpoint, read_state
+    from affect.tasks.expressions import train_expressions
+
     try:
         if (folder / NOT_FINITE).is_file():
             return {}

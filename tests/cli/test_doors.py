@@ -12,7 +12,7 @@ from affect.cli import COMMANDS, door, main
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ["train.py", "inference.py", "tools/extract_features.py", "tools/verify_au_pipeline.py", "tools/evaluate.py"]
-SCRIPTS += ["tools/pack_features.py", "tools/export_onnx.py", "tools/convert_checkpoint.py"]
+SCRIPTS += ["tools/pack_features.py", "tools/export_onnx.py", "tools/convert_checkpoint.py", "tools/lr_search.py"]
 HEAVY = {"torch", "transformers", "accelerate", "peft", "timm", "open_clip", "pandas", "scipy", "sklearn"}
 HEAVY |= {"matplotlib", "cv2", "av", "decord", "librosa", "soundfile"}
 """Packages that take most of a second and more to import."""

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import affect.engine.trainer
+import affect.tasks.expressions
 import lr_search
 from affect.expressions.config import load_fer_config
 
@@ -89,7 +91,7 @@ def test_a_range_test_writes_curve_and_suggestion_and_leaves_no_run(cfg_path, tm
 
 def test_the_network_is_trained_at_each_rate_in_turn(cfg_path, tmp_path, monkeypatch):
     rates = []
-    original = lr_search.start_trainer
+    original = affect.engine.trainer.start_trainer
 
     def watched(*arguments, **more):
         trainer = original(*arguments, **more)
@@ -98,7 +100,7 @@ def test_the_network_is_trained_at_each_rate_in_turn(cfg_path, tmp_path, monkeyp
         assert trainer.average is None  # its updates would be for nothing
         return trainer
 
-    monkeypatch.setattr(lr_search, "start_trainer", watched)
+    monkeypatch.setattr(affect.engine.trainer, "start_trainer", watched)
     asked = np.geomspace(1e-4, 1e-2, 10).tolist()
     lr_search.range_test(load_fer_config(cfg_path), asked, tmp_path / "out")
     assert rates == asked
@@ -139,13 +141,13 @@ def test_a_rate_that_breaks_the_loss_is_told_and_not_tried_again(cfg_path, tmp_p
         assert config.run.init_lr == 1e-3
         return True
 
-    monkeypatch.setattr(lr_search, "train_expressions", refused)
+    monkeypatch.setattr(affect.tasks.expressions, "train_expressions", refused)
     assert lr_search.main(arguments) == 0
 
 
 def test_a_training_that_was_stopped_ends_the_grid_with_the_code_of_training(cfg_path, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(lr_search, "train_expressions", lambda *arguments: asked.append(arguments) or False)
+    asked, module = [], affect.tasks.expressions
+    monkeypatch.setattr(module, "train_expressions", lambda *arguments: asked.append(arguments) or False)
     out = tmp_path / "out"
     assert lr_search.main(["--cfg-path", str(cfg_path), "--grid", "lr=1e-3,1e-2", "--out", str(out)]) == 143
     assert len(asked) == 1
@@ -162,7 +164,7 @@ def test_a_training_that_was_stopped_ends_the_grid_with_the_code_of_training(cfg
     ],
 )
 def test_a_wrong_grid_is_explained_before_anything_is_trained(cfg_path, tmp_path, monkeypatch, grid, message):
-    monkeypatch.setattr(lr_search, "train_expressions", None)
+    monkeypatch.setattr(affect.tasks.expressions, "train_expressions", None)
     with pytest.raises(ValueError, match=message):
         lr_search.main(["--cfg-path", str(cfg_path), "--out", str(tmp_path / "out"), "--grid", *grid])
 
