@@ -112,7 +112,7 @@ class RunSettings(Section):
     """plateau: epochs without a better validation loss before the rate falls."""
     max_epoch: int = Field(30, gt=0)
 
-    batch_size_train: int = Field(1, gt=0)
+    batch_size_train: int = Field(1, gt=0, le=1_000_000)
     """Samples of a batch; each process reads gradient_accumulation_steps batches a step."""
     gradient_accumulation_steps: int = Field(1, gt=0)
 
@@ -222,12 +222,15 @@ def parse(kind: type[Kind], content: Mapping[str, Any], where: str, options: Seq
     with reading(where, "settings", kind=ConfigError):
         content = copy.deepcopy(dict(content))
         task = kind.model_fields["task"].default if "task" in kind.model_fields else None
+        given = [apply_option(kind, content, option) for option in options]
+        for number, key in enumerate(given):
+            if (first := given.index(key)) < number:
+                both = f"{options[first]} and {options[number]}"
+                raise ConfigError(f"--options: found both {both}, expected one; they are the same setting")
         if "task" in content and task:
-            if _SPELLED.get(content["task"], content["task"]) != task:
+            if task_name(content, where) != task:
                 raise ConfigError(f"{where}: task: expected {task}, found {content['task']!r}")
             content["task"] = task
-        for option in options:
-            apply_option(kind, content, option)
         settled, faults = _settled(kind, content, where)
         try:
             config = kind.model_validate(settled)
@@ -238,9 +241,10 @@ def parse(kind: type[Kind], content: Mapping[str, Any], where: str, options: Seq
         return config
 
 
-def apply_option(kind: type[Section], content: dict[str, Any], option: str) -> None:
+def apply_option(kind: type[Section], content: dict[str, Any], option: str) -> list[str]:
     """Set one `section.key=value` in a mapping, the value read as YAML, in place of every spelling of the key.
 
+    Return the key's own name, after those of its sections.
     Raises ConfigError for an option that is none, or that no section knows where sections may be left out.
     """
     path, equals, value = option.partition("=")
@@ -251,7 +255,9 @@ def apply_option(kind: type[Section], content: dict[str, Any], option: str) -> N
         sections = [_section_with(kind, last, option)]
     target: Any = content
     holder: Any = kind
+    keys = []
     for name in sections:
+        keys.append(_key(holder, name))
         spelled = next((s for s in target if _key(holder, s) == _key(holder, name)), name)
         if target.get(spelled) is None:
             target[spelled] = {}
@@ -262,6 +268,7 @@ def apply_option(kind: type[Section], content: dict[str, Any], option: str) -> N
         del target[spelled]
     with reading(f"--options {option}", "a YAML value", "quote it", ConfigError):
         target[last] = parse_yaml(value, f"--options {option}")
+    return [*keys, _key(holder, last)]
 
 
 def save_yaml(content: Mapping[str, Any], path: Path) -> None:

@@ -55,7 +55,7 @@ class ModelConfig(Section):
     prompt_file: str | None = None
     """YAML or JSON with other prompt wording than affect/data/prompts.yaml."""
 
-    lora_r: int = Field(16, gt=0)
+    lora_r: int = Field(16, gt=0, le=4096)
     lora_alpha: int = Field(32, gt=0)
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     frozen_llm: bool = False
@@ -73,15 +73,15 @@ class ModelConfig(Section):
     """False: AU has tokens of its own but no part in the pre-fusion, as in checkpoints of the reference."""
     score_single_picture: bool = False
     """video_fusion_type attention: weight a single picture, too, as checkpoints trained on raw video expect."""
-    num_multi_query_token: int = Field(16, gt=0)
-    num_video_query_token: int = Field(1, gt=0)
-    num_audio_query_token: int = Field(1, gt=0)
-    num_au_query_token: int = Field(1, gt=0)
-    num_image_query_token: int = Field(1, gt=0)
-    qformer_hidden_size: int = Field(768, gt=0)
-    qformer_layers: int = Field(2, gt=0)
-    qformer_heads: int = Field(12, gt=0)
-    qformer_intermediate_size: int = Field(3072, gt=0)
+    num_multi_query_token: int = Field(16, gt=0, le=4096)
+    num_video_query_token: int = Field(1, gt=0, le=4096)
+    num_audio_query_token: int = Field(1, gt=0, le=4096)
+    num_au_query_token: int = Field(1, gt=0, le=4096)
+    num_image_query_token: int = Field(1, gt=0, le=4096)
+    qformer_hidden_size: int = Field(768, gt=0, le=65_536)
+    qformer_layers: int = Field(2, gt=0, le=1000)
+    qformer_heads: int = Field(12, gt=0, le=65_536)
+    qformer_intermediate_size: int = Field(3072, gt=0, le=262_144)
 
     standardize_features: bool = False
     """Features are standardised by the training set's mean and deviation and clamped at 4."""
@@ -97,9 +97,9 @@ class ModelConfig(Section):
     frozen_audio_proj: bool = False
     frozen_au_proj: bool = False
 
-    preextracted_visual_dim: int = Field(768, gt=0)
-    preextracted_acoustic_dim: int = Field(1024, gt=0)
-    preextracted_au_dim: int = Field(512, gt=0)
+    preextracted_visual_dim: int = Field(768, gt=0, le=65_536)
+    preextracted_acoustic_dim: int = Field(1024, gt=0, le=65_536)
+    preextracted_au_dim: int = Field(512, gt=0, le=65_536)
 
     skip_encoders: bool = False
     """True: use_preextracted_features counts as True; switches of single streams count all the same."""
@@ -304,7 +304,7 @@ class InferenceConfig(Overrides):
     split: str = "test"
     without: list[Modality] = Field(default_factory=list)
     """Streams to leave out, as if no clip had them: shows what the answers rest on."""
-    batch_size: int = Field(8, gt=0)
+    batch_size: int = Field(8, gt=0, le=1_000_000)
     max_new_tokens: int = Field(256, gt=0)
     do_sample: bool = False
     top_p: float = Field(0.9, gt=0, le=1)

@@ -46,11 +46,11 @@ class ImageModelConfig(Section):
     """Published weights of the image backbone (ir50.pth)."""
     face_weights: str | None = None
     """arch poster_v2: published weights of the face landmark network (MobileFaceNet)."""
-    img_size: int | None = Field(None, gt=0)
+    img_size: int | None = Field(None, gt=0, le=4096)
     """Pixels a side; what the architecture is meant for, when not given."""
     width: float = Field(1.0, gt=0, le=1)
     """Share of the published channels, for trials; not for timm."""
-    depth: int | None = Field(None, gt=0)
+    depth: int | None = Field(None, gt=0, le=1000)
     """Transformer blocks: 2 for poster_v2, 8 for ir50_vit, when not given."""
     block: Block = "cls_only"
     """arch ir50_vit: what a transformer block does with the class token and the patches."""
@@ -164,7 +164,7 @@ class FerRunConfig(RunSettings):
 
     init_lr: float = Field(3e-4, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
-    batch_size_train: int = Field(64, gt=0)
+    batch_size_train: int = Field(64, gt=0, le=1_000_000)
     """Images of a batch."""
     amp: bool = True
     """Mixed precision on a GPU: bfloat16 where it can, else float16 with a scaler."""
@@ -192,7 +192,7 @@ class PredictConfig(Section):
     ckpt: str | None = None
     """best.safetensors or last.safetensors of a run, or the run's folder."""
     output_dir: str = "output/expressions"
-    batch_size: int = Field(32, gt=0)
+    batch_size: int = Field(32, gt=0, le=1_000_000)
     device: Device = "auto"
     flip: bool = False
     """Mean of the probabilities of an image and its mirror image."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from affect.core.failures import Failure
-from affect.core.reading import reading, require_within
+from affect.core.reading import limit, reading, require_within
 from affect.expressions.samples import InputSpec
 
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".gif"}
@@ -66,10 +67,15 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     with warnings.catch_warnings(), reading(path, "a picture", "it may be cut off, copy it again", ImageError):
         warnings.simplefilter("ignore")  # Pillow warns of sizes that are refused here
-        with Image.open(path) as image:
-            require_within("picture_megapixels", image.width * image.height / 1e6, path)
-            image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+        Image.MAX_IMAGE_PIXELS = int(limit("picture_megapixels") * 1e6)  # holds for pictures in pictures (ICO), too
+        try:
+            with Image.open(path) as image:
+                require_within("picture_megapixels", image.width * image.height / 1e6, path)
+                image.load()
+                return _rgb(ImageOps.exif_transpose(image))
+        except Image.DecompressionBombError as error:  # above twice the limit; it tells the pixels first
+            require_within("picture_megapixels", int(re.findall(r"\d+", str(error))[0]) / 1e6, path)
+            raise
 
 
 def to_input(image: np.ndarray, spec: InputSpec) -> Tensor:

@@ -60,7 +60,7 @@ class AgentConfig(RunSettings):
 
     model_name_or_path: str
     """Name (see affect/core/weights.py), folder or hub id of a causal language model."""
-    lora_rank: int = Field(8, gt=0)
+    lora_rank: int = Field(8, gt=0, le=4096)
     lora_alpha: int | None = Field(None, gt=0)
     """Twice the rank, when not given."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
@@ -86,8 +86,8 @@ class AgentConfig(RunSettings):
 
     output_dir: str
     """Where the adapter, its checkpoints, figures and curves go."""
-    batch_size_train: int = Field(8, gt=0)
-    per_device_eval_batch_size: int = Field(8, gt=0)
+    batch_size_train: int = Field(8, gt=0, le=1_000_000)
+    per_device_eval_batch_size: int = Field(8, gt=0, le=1_000_000)
     init_lr: float = Field(5e-5, gt=0)
     max_epoch: float = Field(3.0, gt=0)
     """Passes over the records."""

@@ -370,9 +370,9 @@ def list_clips(root: Path, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> Counte
     if not root.is_dir():
         return Counter()
     with os.scandir(root) as entries:
-        # a hidden file is no clip: macOS puts "._a.mp4" beside "a.mp4" on foreign disks
-        paths = [Path(entry.name) for entry in entries if entry.is_file() and not entry.name.startswith(".")]
-    return Counter(path.stem for path in paths if path.suffix.lower() in suffixes)
+        # a link that leads nowhere is a clip that fails; a hidden file is none: macOS puts "._a.mp4" beside "a.mp4"
+        there = [Path(entry.name) for entry in entries if entry.is_symlink() or entry.is_file()]
+    return Counter(path.stem for path in there if path.suffix.lower() in suffixes and not path.name.startswith("."))
 
 
 def _find(root: Path | None, name: str, suffixes: tuple[str, ...]) -> Path | None:

@@ -62,6 +62,11 @@ def test_wrong_options_are_refused(option, message):
         parse(Whole, {"task": "affectgpt"}, "x.yaml", [option])
 
 
+def test_two_options_of_one_setting_are_refused():
+    with pytest.raises(ConfigError, match=r"found both run.max_epoch=2 and run_cfg.epochs=3, expected one"):
+        parse(Whole, {}, "x.yaml", ["run.max_epoch=2", "run.seed=1", "run_cfg.epochs=3"])
+
+
 def test_every_fault_is_told_at_once_with_key_finding_and_nearest_known_key():
     content = {"model": {"width": "fast", "wdth": 1, "xyz": 2}, "run": {"lr": 1.0, "init_lr": 2.0}, "images": {}}
     with pytest.raises(ConfigError) as caught:
@@ -115,6 +120,8 @@ def test_the_task_of_a_file(content, name):
 def test_an_unknown_task_is_one_sentence():
     with pytest.raises(ConfigError, match=r"^x.yaml: task: expected affectgpt, .* \(fer\), found 'video'$"):
         task_name({"task": "video"}, "x.yaml")
+    with pytest.raises(ConfigError, match=r"^x.yaml: task: expected affectgpt, .* \(fer\), found 'video'$"):
+        parse(Whole, {}, "x.yaml", ["task=video"])
     with pytest.raises(ConfigError, match=r"^x.yaml: task: expected affectgpt, found 'fer'$"):
         parse(Whole, {"task": "fer"}, "x.yaml")
 
@@ -139,9 +146,10 @@ def test_users_ways_to_name_a_device():
     ("run", "message"),
     [
         ({"min_lr": 1, "init_lr": 0.1}, "min_lr 1.0 is above init_lr 0.1"),
+        ({"batch_size": 10**11}, "batch_size_train: .*less than or equal to 1000000, found 100000000000"),
         ({"warmup_steps": 9, "warmup_epochs": 1}, "both given; leave one"),
     ],
 )
-def test_contradictions_are_refused(run, message):
+def test_contradictions_and_what_no_machine_has_are_refused(run, message):
     with pytest.raises(ConfigError, match=message):
         parse(Whole, {"run": run}, "x.yaml")

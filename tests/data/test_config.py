@@ -34,6 +34,12 @@ def test_contradictions_are_refused(run, message):
         parse_config({"run": run}, "x.yaml")
 
 
+@pytest.mark.parametrize("key", ["lora_r", "qformer_layers", "qformer_hidden_size", "num_multi_query_token"])
+def test_a_network_that_no_machine_holds_is_refused_with_its_key(key):
+    with pytest.raises(ConfigError, match=f"x.yaml: model.{key}: input should be less than or equal to"):
+        parse_config({"model": {key: 10**8}}, "x.yaml")
+
+
 def test_options_override_the_file(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("run_cfg: {max_epoch: 5, init_lr: 1e-5}\n")

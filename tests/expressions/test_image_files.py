@@ -122,10 +122,10 @@ def test_missing_file_and_folder_are_image_errors(tmp_path):
         read_image(tmp_path)
 
 
-@pytest.mark.parametrize(("side", "said"), [(7_072, "at most 50 million pixels"), (20_000, "decompression bomb")])
-def test_huge_picture_is_refused_before_it_is_unpacked(tmp_path, side, said):
+@pytest.mark.parametrize("side", [7_072, 20_000])
+def test_huge_picture_is_refused_before_it_is_unpacked(tmp_path, side):
     Image.new("1", (side, side)).save(tmp_path / "huge.png")
-    with pytest.raises(ImageError, match=said):
+    with pytest.raises(ImageError, match=r"at most 50 million pixels, .* AFFECT_LIMITS=picture_megapixels=\d+$"):
         read_image(tmp_path / "huge.png")
 
 

@@ -82,3 +82,10 @@ def test_two_files_of_one_name_are_counted(tmp_path):
     for name in ("a.mp4", "a.AVI", "b.mp4"):
         (tmp_path / name).touch()
     assert list_clips(tmp_path) == {"a": 2, "b": 1}
+
+
+def test_a_link_that_leads_nowhere_is_a_clip_without_a_video(tmp_path):
+    for name, to in (("loop", "loop.mp4"), ("gone", "nowhere")):
+        (tmp_path / f"{name}.mp4").symlink_to(to)
+    assert list_clips(tmp_path) == {"loop": 1, "gone": 1}
+    assert find_video(tmp_path, "loop") is find_video(tmp_path, "gone") is None
