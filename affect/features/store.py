@@ -183,17 +183,13 @@ class FeatureStore:
 
         `write` does so itself; several threads call it once before they write side by side.
         """
-        path = self.root / spec.folder / SIDECAR
-        content = {**_identity(spec), **provenance}
+        path, content = self.root / spec.folder / SIDECAR, _content(spec, provenance)
         there = path.is_file()
         if there and self._written.get(spec.folder) == content:
             return
         found = self._sidecar(spec.folder)
-        if found is not None and (key := first_difference(found, json.loads(json.dumps(content)))):
-            raise FeatureError(
-                f"{path}: {key} is {quoted(said(found, key))}, but this run would write {content[key]!r}; "
-                "ask for what is there, use another --save_root, or delete the folder (if packed, unpack it first)"
-            )
+        if found is not None:
+            _require_same(path, found, content)
         # of a faceless clip nobody knows the maker of sentences: the next one tells it
         lacking = AU_MAKERS & content.keys() - found.keys() if found and "measured_by" in found else set()
         if not there or lacking:
@@ -201,6 +197,15 @@ class FeatureStore:
             with atomic_write(path) as handle:
                 handle.write(json.dumps(whole, indent=1, sort_keys=True).encode())
         self._written[spec.folder] = content
+
+    def check(self, spec: FeatureSpec, provenance: dict[str, Any]) -> None:
+        """Raise FeatureError where features that are there were made otherwise, as far as their sidecar says."""
+        for folder in spec.folders:
+            if found := self._sidecar(folder):
+                known = {
+                    key: value for key, value in _content(spec, provenance).items() if said(found, key) is not None
+                }
+                _require_same(self.root / folder / SIDECAR, found, known)
 
     def has_folder(self, spec: FeatureSpec) -> bool:
         """Whether there is a folder of these features or a pack of it, under any spelling."""
@@ -248,6 +253,19 @@ class FeatureStore:
                     "change the config or extract these features anew"
                 )
         self._checked[folder] = spec
+
+
+def _content(spec: FeatureSpec, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What a sidecar is to say, as JSON gives it back."""
+    return json.loads(json.dumps({**_identity(spec), **provenance}))
+
+
+def _require_same(path: Path, found: dict[str, Any], content: dict[str, Any]) -> None:
+    if key := first_difference(found, content):
+        raise FeatureError(
+            f"{path}: {key} is {quoted(said(found, key))}, but this run would write {content[key]!r}; "
+            "ask for what is there, use another --save_root, or delete the folder (if packed, unpack it first)"
+        )
 
 
 def _identity(spec: FeatureSpec) -> dict[str, Any]:

@@ -77,6 +77,8 @@ def extract(
     _ = session.specs  # builds the encoders: what they lack is no clip's failure
     clock = report.seconds
     warned: set[str] = set()
+    for stream in settings.features:  # before a clip is looked at, which may lack nothing
+        session.store.check(session.specs[stream], session.provenance(stream))
     try:
         with Progress(disable=len(names) < 20 or not settings.progress) as progress, ClipWriter(session) as writer:
             bar = progress.add_task(settings.dataset, total=len(names))

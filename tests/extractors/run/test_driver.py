@@ -1,6 +1,7 @@
 """The driver on real files: what is made, what is skipped, and what a bad clip does to the others."""
 
 import csv
+import json
 import os
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -305,6 +306,20 @@ def test_features_are_stored_in_the_numbers_asked_for(tmp_path, sources):
     assert p.store.provenance(p.specs[Modality.FRAME])["dtype"] == "float16"
     with pytest.raises(FeatureError, match="dtype is 'float16'"):  # one folder never holds two kinds
         run(plan(tmp_path, ["b"], sources, [Modality.FRAME]), describe_clips, encoder)
+
+
+@pytest.mark.parametrize("other", [{"dtype": "float16"}, {"frame_geometry": "squash"}])
+def test_other_settings_are_refused_though_nothing_is_missing(tmp_path, sources, other):
+    p = plan(tmp_path, ["a"], sources, [Modality.FRAME])
+    run(p, describe_clips, encoder)
+    changed = plan(tmp_path, ["a"], sources, [Modality.FRAME, Modality.AUDIO], **other)
+    with pytest.raises(FeatureError, match=f"{next(iter(other))} is .* but this run would write"):
+        run(changed, describe_clips, encoder)
+    assert not p.store.path(changed.specs[Modality.AUDIO], "a").parent.exists()
+    sidecar = p.store.path(p.specs[Modality.FRAME], "a").with_name("provenance.json")
+    older = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps({key: value for key, value in older.items() if key not in ("dtype", "pooling")}))
+    assert run(p, describe_clips, encoder).complete == 1
 
 
 def test_a_clip_that_has_everything_but_no_log_is_listed_as_done(tmp_path, sources):
