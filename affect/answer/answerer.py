@@ -131,7 +131,6 @@ class Answerer:
                     batch.append((dataset.clips[index], dataset.features(index)))
                 except FeatureError as error:
                     self.failures.append(Failure(dataset.clips[index].name, "answer", str(error)))
-                    logger.warning("%s", error)
             if batch:
                 yield from self.answer([clip for clip, _ in batch], [features for _, features in batch], kind)
 

@@ -17,6 +17,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = shard(names, args.shard_index, args.num_shards)
     session = Session(settings, writer=f"{args.shard_index}of{args.num_shards}")
     tell_other_backend(session, names)
+    tell_sourceless(settings, names)
     if args.engine == "ray":
         from extractors.run.ray_engine import run_on_ray
 
@@ -89,8 +91,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--dataset", required=True, help="name of the data set, and of its folder below --save_root")
-    add("--modality", default="all", choices=[*STORED_MODALITIES, "all"])
-    add("--stages", type=_stages, default=STAGES, help=f"of {','.join(STAGES)}; default: all, where missing")
+    known = ",".join(STORED_MODALITIES)
+    add("--modality", dest="streams", type=_some_of(STORED_MODALITIES), default="all", help=f"of {known}; default: all")
+    add("--stages", type=_some_of(STAGES), default="all", help=f"of {','.join(STAGES)}; default: all, where missing")
     add("--csv_path", type=Path, help="table with one row a clip; default: every file of --video_root or --audio_root")
     add("--csv_column", default="name", help="column with clip names")
     add("--video_root", type=Path)
@@ -132,7 +135,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     check_name(args.dataset, "--dataset")
     args.au_root = args.au_root or args.save_root / "au_json"
-    args.streams = STORED_MODALITIES if args.modality == "all" else (Modality(args.modality),)
     if args.devices and args.engine == "ray":
         parser.error("--devices names devices of this machine, but with --engine ray the cluster chooses; drop one")
     return args
@@ -247,6 +249,34 @@ def tell_other_backend(session: Session, names: list[str]) -> None:
     )
 
 
+def tell_sourceless(settings: Settings, names: list[str]) -> None:
+    """Say which of the streams asked for no clip has files for, and how to ask for the others alone."""
+    videos, sounds = (
+        root is not None and not list_clips(root, suffixes).keys().isdisjoint(names)
+        for root, suffixes in ((settings.video_root, VIDEO_SUFFIXES), (settings.audio_root, AUDIO_SUFFIXES))
+    )
+    measured = settings.measures and (
+        settings.openface_root or (videos and (settings.openface_executable or settings.au_backend != "openface"))
+    )
+    there = {
+        Modality.FRAME: videos,
+        Modality.FACE: videos or settings.face_root,
+        Modality.AUDIO: videos or sounds,
+        Modality.AU: measured or any(known_au_json(settings, name) for name in names),
+    }
+    flags = {
+        Modality.FRAME: "--video_root",
+        Modality.FACE: "--video_root or --face_root",
+        Modality.AUDIO: "--video_root or --audio_root",
+        Modality.AU: "--openface_root, --mer-factory-output or another --au_backend",
+    }
+    lacking = [f"{stream} ({flags[stream]})" for stream in settings.features if not there[stream]]
+    others = [stream for stream in settings.features if there[stream]]
+    if lacking:
+        rest = f"; ask for the rest alone with --modality {','.join(others)}" if others else ""
+        print(f"no clip has a source of {', '.join(lacking)}{rest}")
+
+
 def print_summary(session: Session, report: RunReport) -> None:
     """Print what was made, what was there, which clips have no face or sound, what failed, and where time went."""
     table = Table(title=f"{session.settings.dataset}: {report.clips} clips", show_header=False)
@@ -301,9 +331,11 @@ def _devices(text: str) -> tuple[str, ...]:
     return tuple(device.strip() for device in text.split(",") if device.strip())
 
 
-def _stages(text: str) -> tuple[str, ...]:
-    stages = tuple(text.split(","))
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"expected some of {','.join(STAGES)}, found {', '.join(unknown)}")
-    return stages
+def _some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    def chosen(text: str) -> tuple[str, ...]:
+        asked = known if text == "all" else text.split(",")
+        if unknown := [each for each in asked if each not in known]:
+            raise argparse.ArgumentTypeError(f"expected some of {','.join(known)}, found {', '.join(unknown)}")
+        return tuple(each for each in known if each in asked)
+
+    return chosen

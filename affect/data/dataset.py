@@ -20,7 +20,7 @@ from affect.data.known_datasets import NO_CHOICES, Choices, choices, dataset_nam
 from affect.data.manifest import read_manifest
 from affect.data.prompts import NEEDS, PromptBook
 from affect.data.sampling import Draw, coin
-from affect.features.store import FeatureError, FeatureSpec, FeatureStore
+from affect.features.store import MAKE_WITH, FeatureError, FeatureSpec, FeatureStore, extract_command
 
 if TYPE_CHECKING:
     from affect.data.collate import Collator
@@ -87,20 +87,24 @@ class ClipDataset:
         return ahead([clip.name for clip in self.clips]) if ahead else nullcontext()
 
     def check(self) -> None:
-        """Raise FeatureError naming the first missing array of each stream, and how many more there are."""
-        faults = []
+        """Raise FeatureError naming the first missing array of each stream, how many more there are, and what to do."""
+        faults, to_make = [], []
         for spec in self.specs.values():
             missing = self.store.missing(spec, [clip.name for clip in self.clips])
             others = f"; {len(missing) - 1} more clips have none" if len(missing) > 1 else ""
-            faults += [f"{fault}{others}" for name in missing[:1] for fault in self._faults(name, [spec])]
+            for fault in [fault for name in missing[:1] for fault in self._faults(name, [spec])]:
+                what, command, _ = fault.partition(MAKE_WITH)  # which is one for all streams
+                faults.append(f"{what}{others}")
+                to_make += [spec] if command else []
         if faults:
-            raise FeatureError(f"data set {self.name}: " + "\n".join(faults))
+            advice = MAKE_WITH + extract_command(self.name, self.store.root.parent, to_make) if to_make else ""
+            raise FeatureError(f"data set {self.name}: " + "\n".join(faults) + advice)
 
     def check_arrays(self) -> None:
         """Read every array once; raise FeatureError with the first faults and how many there are."""
         clips = track(self.clips, f"checking {self.name}", disable=len(self) < 1000)
-        if faults := [fault for clip in clips for fault in self._faults(clip.name, self.specs.values())]:
-            raise FeatureError(f"data set {self.name}: {_first_of(faults)}")
+        if faults := dict.fromkeys(fault for clip in clips for fault in self._faults(clip.name, self.specs.values())):
+            raise FeatureError(f"data set {self.name}: {_first_of(list(faults))}")
 
     def _faults(self, name: str, specs: Iterable[FeatureSpec]) -> Iterator[str]:
         """Yield what is wrong with the arrays of a clip."""

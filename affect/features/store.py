@@ -15,7 +15,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,12 +38,20 @@ from affect.features.provenance import (
     said,
 )
 
-EXTRACT_COMMAND = (
-    "python tools/extract_features.py --dataset {dataset} --modality {modality} --save_root {root} --{kind}_encoder "
-    "{encoder} --video_root, with the folder of your clips after it"
-)
+MAKE_WITH = "; make it with: "
 ENCODERS = {Modality.AUDIO: "acoustic", Modality.AU: "au"}
 """Stream -> kind of its encoder in flags and keys; of all others visual."""
+
+
+def extract_command(dataset: str, root: Path, specs: Sequence[FeatureSpec]) -> str:
+    """Return the command that makes some features below a root that data sets share."""
+    streams = ",".join(spec.modality for spec in specs)
+    kinds = {ENCODERS.get(spec.modality, "visual"): spec.encoder for spec in specs}
+    encoders = " ".join(f"--{kind}_encoder {encoder}" for kind, encoder in kinds.items())
+    return (
+        f"python tools/extract_features.py --dataset {dataset} --modality {streams} --save_root {root} {encoders} "
+        "--video_root <folder of your clips>"
+    )
 
 
 @dataclass(frozen=True)
@@ -153,15 +161,9 @@ class FeatureStore:
             array = self._packed.read(folder, name, spec.dim)
             if array is not None:
                 return array
-        command = EXTRACT_COMMAND.format(
-            dataset=self.dataset,
-            modality=spec.modality,
-            root=self.root.parent,
-            kind=ENCODERS.get(spec.modality, "visual"),
-            encoder=spec.encoder,
-        )
         raise FeatureError(
-            f"clip {name!r} has no {spec.modality} features: expected {self.path(spec, name)}; make it with: {command}"
+            f"clip {name!r} has no {spec.modality} features: expected {self.path(spec, name)}{MAKE_WITH}"
+            + extract_command(self.dataset, self.root.parent, [spec])
         )
 
     def write(self, spec: FeatureSpec, name: str, array: np.ndarray, provenance: dict[str, Any]) -> Path:
@@ -248,9 +250,10 @@ class FeatureStore:
         else:
             expected = {key: value for key, value in _identity(spec).items() if said(found, key) is not None}
             if key := first_difference(found, expected):
+                width = f"model.preextracted_{ENCODERS.get(spec.modality, 'visual')}_dim in "
                 raise FeatureError(
                     f"{path}: {key} is {quoted(said(found, key))}, but the run expects {expected[key]!r}; "
-                    "change the config or extract these features anew"
+                    f"change {width if key == 'dim' else ''}the config or extract these features anew"
                 )
         self._checked[folder] = spec
 

@@ -131,7 +131,7 @@ def test_features_of_another_sampling_are_refused_before_the_first_batch(dataset
         check_features(replace(dataset, store=FeatureStore(dataset.store.root, "toy")))
 
 
-def test_a_stream_that_no_clip_has_is_refused_and_one_that_some_lack_is_not(dataset, answerer):
+def test_a_stream_that_no_clip_has_is_refused_and_one_that_some_lack_is_not(dataset, answerer, caplog):
     folder = dataset.store.root / dataset.specs[Modality.FACE].folder
     for name in ("c0", "c7"):
         (folder / f"{name}.npy").unlink()
@@ -140,6 +140,7 @@ def test_a_stream_that_no_clip_has_is_refused_and_one_that_some_lack_is_not(data
     answered = [answer.name for answer in answerer.answer_dataset(dataset)]
     assert answered == [name for name in names_of(dataset) if name not in ("c0", "c1", "c7")]
     assert [(each.name, each.stage) for each in answerer.failures] == [(name, "answer") for name in ("c0", "c1", "c7")]
+    assert not caplog.messages  # the command tells its failures at the end
     for path in folder.glob("*.npy"):
         path.unlink()
     with pytest.raises(FeatureError, match=r"clip 'c0' has no face features: .*; 11 more clips"):

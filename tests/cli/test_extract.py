@@ -219,7 +219,7 @@ def test_wrong_arguments_are_explained(tmp_path, more, message):
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".m4a"])
-def test_sound_files_alone_name_the_clips(tmp_path, suffix):
+def test_sound_files_alone_name_the_clips(tmp_path, suffix, capsys):
     (tmp_path / "sound").mkdir()
     path = tmp_path / "sound" / f"a{suffix}"
     if suffix == ".m4a":
@@ -229,6 +229,10 @@ def test_sound_files_alone_name_the_clips(tmp_path, suffix):
         soundfile.write(path, np.sin(np.arange(8000) / 9), 16000)
     places = ["--audio_root", str(tmp_path / "sound"), "--save_root", str(tmp_path)]
     assert extract_features.main(["--dataset", "toy", "--modality", "audio", *places, *EMBEDDED]) == 0
+    assert "no clip has a source" not in capsys.readouterr().out
+    assert extract_features.main(["--dataset", "toy", "--modality", "frame,audio", *places, *EMBEDDED]) == 1
+    said = capsys.readouterr().out
+    assert said.index("no clip has a source of frame (--video_root)") < said.index("alone with --modality audio\n")
     assert np.load(tmp_path / "toy/audio_PROSODY_8clips/a.npy").shape == (8, 64)
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -137,8 +139,19 @@ def test_missing_features_are_found_before_training(tiny_world):
     dataset = open_datasets(tiny_world, "train")[0]
     for name in ("c1", "c5"):
         dataset.store.path(dataset.specs[Modality.AUDIO], name).unlink()
-    with pytest.raises(FeatureError, match=r"clip 'c1' has no audio features.*extract_features.*1 more clips"):
+    dataset.store.path(dataset.specs[Modality.FACE], "c5").unlink()
+    with pytest.raises(FeatureError, match=r"clip 'c1' has no audio features.*; 1 more clips have none") as caught:
         open_datasets(tiny_world, "train")
+    assert str(caught.value).count("extract_features") == 1
+    assert str(caught.value).endswith("--video_root <folder of your clips>")
+
+
+def test_a_fault_of_a_whole_folder_is_told_once_and_names_the_key(tiny_world):
+    dataset = open_datasets(tiny_world, "train")[0]
+    dataset.specs[Modality.AU] = replace(dataset.specs[Modality.AU], dim=69)
+    with pytest.raises(FeatureError, match=r"expects 69; change model.preextracted_au_dim in") as caught:
+        dataset.check_arrays()
+    assert str(caught.value).count("\n") == 0
 
 
 def test_a_bad_array_is_never_replaced_by_another_clip(tiny_world):
