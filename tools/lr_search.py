@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from affect.cli import add_offline
+from affect.cli import INTERRUPTED, add_offline
 from affect.core.config import apply_option, flat
 from affect.core.files import atomic_write, write_csv, write_json
 from affect.core.plots import draw_lines
@@ -280,3 +280,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

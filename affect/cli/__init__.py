@@ -25,6 +25,9 @@ COMMANDS = {
 }
 """Command -> what it does; the module of the same name here has its `main(arguments) -> exit code`."""
 
+INTERRUPTED = 130
+"""What a command that left on Ctrl-C returns, as shells report it."""
+
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run `affect <command> …` and end the process with its exit code."""
@@ -66,4 +69,5 @@ def door(command: str, arguments: list[str] | None = None) -> NoReturn:
     except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted")
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)

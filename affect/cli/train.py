@@ -4,7 +4,8 @@
 
 On several GPUs: torchrun --nproc-per-node 8 train.py --cfg-path train_configs/x.yaml
 A run that was stopped goes on from its last checkpoint when the same command is given again. SIGTERM
-lets it finish the step, write a checkpoint and leave with exit code 143.
+lets it finish the step, write a checkpoint and leave with exit code 143; so does Ctrl-C, with 130, and a second
+Ctrl-C ends it at once.
 """
 
 from __future__ import annotations

@@ -236,12 +236,13 @@ class Run:
             logger.info("training ends: %s", state.reason)
 
     def leave(self) -> None:
-        """Write a checkpoint of this very step."""
-        self.state = state = replace(self.state, reason="SIGTERM")
+        """Write a checkpoint of this very step (raises KeyboardInterrupt where Ctrl-C asked for it)."""
+        self.state = state = replace(self.state, reason="asked to stop")
         path = self.save()
-        logger.info(
-            "asked to stop: step %d is done, mean loss %.4f so far, checkpoint %s", state.step, state.loss, path
-        )
+        told = "asked to stop: step %d is done, mean loss %.4f so far, checkpoint %s; the same command goes on from it"
+        logger.info(told, state.step, state.loss, path)
+        if self.stop.interrupted:
+            raise KeyboardInterrupt
 
     def save(self, weights: Weights | None = None) -> Path | None:
         """Write a checkpoint; every process takes part, the main one writes and returns the folder."""

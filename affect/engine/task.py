@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from affect.engine.stop import StopRequest, ignore_sigterm
+from affect.engine.stop import StopRequest, ignore_signals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -90,7 +90,7 @@ class Task:
             num_workers=workers,
             collate_fn=collate,
             pin_memory=accelerator.device.type == "cuda",
-            worker_init_fn=ignore_sigterm,
+            worker_init_fn=ignore_signals,
             prefetch_factor=4 if workers else None,
             persistent_workers=workers > 0,
         )

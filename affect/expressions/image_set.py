@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from affect.core.failures import Failure
 from affect.data.sampling import Draw
-from affect.engine.stop import ignore_sigterm
+from affect.engine.stop import ignore_signals
 from affect.expressions.augment import Augmentation
 from affect.expressions.config import ImagesConfig
 from affect.expressions.fer2013 import read_fer2013
@@ -192,7 +192,7 @@ def loader_of(images: Readable, workers: int, device: str = "cpu", **batches: An
         num_workers=workers,
         collate_fn=collate,
         pin_memory=device == "cuda",
-        worker_init_fn=ignore_sigterm,
+        worker_init_fn=ignore_signals,
         **batches,
     )
 

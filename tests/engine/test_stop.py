@@ -1,4 +1,4 @@
-"""SIGTERM: the step at hand is finished, a checkpoint of that very step written, the process leaves."""
+"""SIGTERM and Ctrl-C: the step at hand is finished, a checkpoint of that very step written, the process leaves."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from affect.cli import train
+from affect.cli import INTERRUPTED, train
 from affect.data.config import save_config
 from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_state
 from affect.engine.stop import EXIT_CODE, StopRequest
@@ -23,6 +23,16 @@ def test_sigterm_is_noted_while_entered_and_kills_again_after():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_first_ctrl_c_is_noted_and_a_second_one_ends_at_once(caplog):
+    caplog.set_level("INFO")
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked and "Ctrl-C again ends at once" in caplog.text
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_a_thread_that_cannot_set_handlers_trains_all_the_same():
@@ -86,8 +96,8 @@ LEFT_OPEN = """
 import sys
 import torch
 from torch.utils.data import DataLoader
-from affect.engine.stop import ignore_sigterm
-batches = iter(DataLoader(torch.arange(8), num_workers=2, worker_init_fn=ignore_sigterm))
+from affect.engine.stop import ignore_signals
+batches = iter(DataLoader(torch.arange(8), num_workers=2, worker_init_fn=ignore_signals))
 next(batches)
 sys.exit(3)
 """
@@ -100,7 +110,7 @@ def test_workers_that_are_left_at_the_end_end_with_their_process():
 
 
 def test_data_workers_outlive_a_signal_to_the_whole_group(tiny_world, tmp_path):
-    """As Slurm sends it: every process of the job gets SIGTERM, those that read clips as well."""
+    """As Slurm and a terminal's Ctrl-C send it: every process of the job gets it, those that read clips as well."""
     tiny_world.run.num_workers, tiny_world.run.log_every, tiny_world.run.max_epoch = 1, 1, 200
     save_config(tiny_world, tmp_path / "toy.yaml")
     command = [sys.executable, str(ROOT / "train.py"), "--cfg-path", str(tmp_path / "toy.yaml")]
@@ -112,6 +122,8 @@ def test_data_workers_outlive_a_signal_to_the_whole_group(tiny_world, tmp_path):
         lines.append(line)
         if line.startswith("Train: data epoch: [1]  [1/4]"):
             os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGINT)
     process.stdout.close()
-    assert process.wait() == EXIT_CODE, "".join(lines)
-    assert lines[-1].startswith("asked to stop: step ")
+    assert process.wait() == INTERRUPTED == 130, "".join(lines)
+    assert lines[-2].startswith("asked to stop: step ") and lines[-2].endswith("the same command goes on from it\n")
+    assert lines[-1] == "interrupted\n" and find_checkpoint(tmp_path / "run")
