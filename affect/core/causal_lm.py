@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from affect.core.reading import require_within, shortened
-from affect.core.weights import resolve_weights, why_offline
+from affect.core.weights import OWN_CODE, resolve_weights, why_offline
 
 
 def find_weights(name: str | Path, role: str) -> str:
@@ -49,7 +49,7 @@ def one_sentence(role: str, source: str) -> Iterator[None]:
     except Exception as error:  # on broken files libraries raise nearly every kind there is
         reason = shortened((str(error).strip() or type(error).__name__).splitlines()[0], 200)
         if "trust_remote_code" in str(error):
-            reason = "only code of its own can load it, and such code is never run"
+            reason = OWN_CODE
         reason = f"{offline}; {reason}" if offline else reason
         raise ValueError(
             f"{role}: {source} cannot be loaded ({reason}); expected a folder as save_pretrained writes it, or a hub "

@@ -23,6 +23,9 @@ HUB_IDS: dict[str, str] = {
 }
 """Where each named model comes from when nothing else is said."""
 
+OWN_CODE = "only code of its own can load it, and such code is never run"
+"""What is wrong with a model where a library asks for `trust_remote_code`."""
+
 WEIGHTS_FILE_VARIABLE = "AFFECT_WEIGHTS"
 """Environment variable that names a YAML file of `NAME: folder or hub id` lines."""
 

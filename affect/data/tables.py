@@ -38,6 +38,8 @@ def read_table(path: str | Path, *columns: str, advice: str = "name another tabl
         table = table.rename(columns=lambda name: str(name).strip())
         if missing := [column for column in columns if column not in table]:
             raise ValueError(f"{path}: expected a column {missing[0]!r}, found {', '.join(table) or 'none'}; {advice}")
+        if twice := [column for column in columns if list(table).count(column) > 1 or f"{column}.1" in table]:
+            raise ValueError(f"{path}: expected one column {twice[0]!r}, found two; {advice}")  # pandas counts them
     return table
 
 

@@ -63,8 +63,9 @@ class PackReport:
 def pack(root: Path, folders: Collection[str] = (), delete: bool = False) -> PackReport:
     """Pack the .npy files below a data set's folder; without `folders` those of every feature folder.
 
-    delete: remove each file after its bytes were read back from what is packed. Raises FeatureError where there is
-    nothing to pack, a folder was packed when its sidecar said something else, or another run packs.
+    delete: remove each file after its bytes were read back from what is packed, but none of a folder that is a link:
+    others may need it. Raises FeatureError where there is nothing to pack, a folder was packed when its sidecar said
+    something else, or another run packs.
     """
     report = PackReport()
     with _alone(root) as env:
@@ -76,6 +77,11 @@ def pack(root: Path, folders: Collection[str] = (), delete: bool = False) -> Pac
         while some := list(islice(left, TOGETHER)):
             _pack_together(env, root, some, sidecars, report)
     if delete:
+        linked = _linked(root, {folder for _, folder in files})
+        report.refused += [
+            f"{root / folder}: is a link; its files were packed and stay where they are" for folder in linked
+        ]
+        files = [file for file in files if file[1] not in linked]
         with _alone(root) as env, env.begin(buffers=True) as txn:
             for name, folder in track(files, "checking and deleting", disable=len(files) < 1000):
                 _delete(txn, root / folder / f"{name}.npy", report)
@@ -97,6 +103,8 @@ def unpack(root: Path, folders: Collection[str] = ()) -> PackReport:
                 raise FeatureError(f"{root / PACKED}: expected packed features, found none; nothing is to be unpacked")
             _require(folders, packed, root / PACKED)
             wanted = set(folders or packed)
+            if linked := _linked(root, wanted):
+                raise FeatureError(f"{root / linked[0]}: is a link, and nothing is written to other places; remove it")
             names = list(clips(txn, str(root / PACKED)))
             for name in track(names, "unpacking", disable=len(names) < 1000):
                 for folder in wanted.intersection(folders_of(txn, name, str(root / PACKED))):
@@ -148,6 +156,10 @@ def _list_files(root: Path, folders: Collection[str]) -> list[tuple[str, str]]:
     _require(folders, there, root)
     paths = [Path(entry) for folder in folders or there for entry in os.scandir(root / folder) if entry.is_file()]
     return sorted((path.stem, path.parent.name) for path in paths if path.suffix == ".npy")
+
+
+def _linked(root: Path, folders: Collection[str]) -> list[str]:
+    return sorted(folder for folder in folders if (root / folder).is_symlink())
 
 
 def _require(wanted: Collection[str], there: Collection[str], where: Path) -> None:

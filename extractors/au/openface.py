@@ -15,6 +15,7 @@ import signal
 import subprocess
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,8 @@ def _read_numbers(path: Path) -> pd.DataFrame:
 def _locate_columns(path: Path, header: list[str]) -> dict[str, int]:
     """Map the columns that are read, under one spelling, to their places."""
     places = {name: i for i, name in enumerate(header)}
+    if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+        raise ValueError(f"{path}: expected each column once, found {twice[0]!r} twice; {_HINT}")
     missing = [name for name in _ROW_COLUMNS if name not in places]
     if missing:
         raise ValueError(f"{path}: expected an OpenFace table of a video, found no column {missing[0]!r}; {_HINT}")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from affect.core.device import half_precision
-from affect.core.weights import why_offline
+from affect.core.weights import OWN_CODE, why_offline
 
 # what the libraries raise on folders and models that are not what they expect
 _LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError)
@@ -39,6 +39,8 @@ def numbers(device: str, precision: str | None = None) -> torch.dtype:
 
 
 def _reason(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return OWN_CODE
     return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
 
 

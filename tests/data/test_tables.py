@@ -55,3 +55,11 @@ def test_an_archive_of_two_tables_is_refused(tmp_path):
         archive.writestr("b.csv", TEXT)
     with pytest.raises(ValueError, match="it holds 2 files instead of one"):
         read_table(tmp_path / "t.zip")
+
+
+@pytest.mark.parametrize("header", ["name,label,label", "name,label, label "])
+def test_a_column_that_is_asked_for_and_there_twice_is_refused(tmp_path, header):
+    (tmp_path / "t.csv").write_text(f"{header}\na,happy,sad\n")
+    assert read_table(tmp_path / "t.csv", "name").name.tolist() == ["a"]
+    with pytest.raises(ValueError, match=r"t\.csv: expected one column 'label', found two"):
+        read_table(tmp_path / "t.csv", "name", "label")

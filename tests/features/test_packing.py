@@ -324,3 +324,18 @@ def test_threads_read_while_it_is_packed_anew(store):
 
 
 PACK = "import sys, pathlib; from affect.features.packing import pack; pack(pathlib.Path(sys.argv[1]), delete=True)"
+
+
+def test_a_linked_folder_is_packed_and_nothing_behind_the_link_is_removed_or_written(store, tmp_path):
+    before, elsewhere = arrays(store), tmp_path / "elsewhere"
+    shutil.move(store.root / FACE.folder, elsewhere)
+    (store.root / FACE.folder).symlink_to(elsewhere)
+    there = files(elsewhere)
+    report = pack(store.root, delete=True)
+    assert [told.partition(":")[0] for told in report.refused] == [str(store.root / FACE.folder)]
+    assert files(elsewhere) == there and report.deleted < report.added
+    with pytest.raises(FeatureError, match=rf"{FACE.folder}: is a link"):
+        unpack(store.root)
+    (store.root / FACE.folder).unlink()
+    unpack(store.root)
+    assert arrays(store) == before

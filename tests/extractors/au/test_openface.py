@@ -169,6 +169,7 @@ def test_damaged_rows_are_refused_in_one_sentence(tmp_path, rows, said):
         ("frame, timestamp, confidence, success, gaze_0_x", "expected action unit columns"),
         ("frame, timestamp, confidence, success, AU12_c", "expected action unit columns"),
         ("face, confidence, AU12_r", "found no column 'frame'"),
+        ("frame, timestamp, confidence, success, AU12_r, AU12_r", "found 'AU12_r' twice"),
         ("frame, timestamp, success, AU12_r", "found no column 'confidence'"),
         ("frame, timestamp, confidence, success, AU99_r", "'AU99_r' is no action unit"),
         ("name;text", "found no column 'frame'"),

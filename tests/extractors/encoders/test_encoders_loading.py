@@ -158,5 +158,5 @@ def test_code_that_comes_with_weights_is_never_run(tmp_path):
     folder = save("clip", tmp_path)
     (folder / "evil.py").write_text("raise SystemExit('run')")
     (folder / "config.json").write_text('{"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}')
-    with pytest.raises(WeightsError):
+    with pytest.raises(WeightsError, match=r"\(only code of its own can load it, and such code is never run\)"):
         build_encoder("frame", f"hf:{folder}")
