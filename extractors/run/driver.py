@@ -74,10 +74,9 @@ def extract(
     earlier: clip -> its failures, for all clips that any log knows. Raises where an encoder lacks its weights.
     """
     report, settings, describe = RunReport(len(names)), session.settings, session.describe
-    _ = session.specs  # builds the encoders: what they lack is no clip's failure
     clock = report.seconds
     warned: set[str] = set()
-    for stream in settings.features:  # before a clip is looked at, which may lack nothing
+    for stream in settings.features:  # before a clip is looked at: it may lack nothing, and no clip fails for want of weights
         session.store.check(session.specs[stream], session.provenance(stream))
     try:
         with Progress(disable=len(names) < 20 or not settings.progress) as progress, ClipWriter(session) as writer:

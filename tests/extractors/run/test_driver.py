@@ -63,8 +63,8 @@ def test_missing_weights_end_the_run_before_its_first_clip(tmp_path, sources):
 
 def test_a_kind_of_failure_is_logged_once_and_listed_for_each_clip(tmp_path, sources, caplog):
     report = run(plan(tmp_path, ["x1", "y", "z"], sources, [Modality.FRAME]), describe_clips, encoder)
-    assert [failure.name for failure in report.failures] == ["x1", "y", "z"]
-    assert [text for text in caplog.messages if "failed" in text] == [f"x1: frame failed: {report.failures[0].reason}"]
+    assert sorted(failure.name for failure in report.failures) == ["x1", "y", "z"]
+    assert sum("frame failed" in text for text in caplog.messages) == 1
 
 
 def test_bad_clips_are_listed_and_the_others_go_on(tmp_path, sources):
