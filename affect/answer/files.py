@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from affect.core.files import atomic_write
+from affect.core.files import atomic_write, naming
 from affect.core.reading import json_lines, read_object
 from affect.core.weights import weights_hash
 from affect.data.config import Config, DatasetConfig
@@ -109,7 +109,7 @@ def write_answers(path: Path, answers: Iterable[Answer]) -> int:
     """Add answers to a file of JSON lines, each as soon as it comes, and return how many there were."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with path.open("a", encoding="utf-8", buffering=1) as handle:
+    with naming(path), path.open("a", encoding="utf-8", buffering=1) as handle:
         for answer in answers:
             count += 1
             handle.write(_line(answer))

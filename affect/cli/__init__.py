@@ -60,6 +60,16 @@ def add_offline(parser: ArgumentParser) -> None:
     parser.add_argument("--offline", action=_Offline, nargs=0, help=what)
 
 
+def told(error: Exception) -> str:
+    """Return what a command says of an error; of a full disk it says what to do."""
+    from affect.core.files import FULL
+
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = error.filename or "a file"
+        return f"{where}: cannot be written ({error.strerror}); make room and give the same command again"
+    return str(error)
+
+
 def door(command: str, arguments: list[str] | None = None) -> NoReturn:
     """Run one command and end the process: what users can mend is one line, anything else a traceback."""
     if not sys.stderr.isatty():  # bars of loading weights fill log files
@@ -67,7 +77,7 @@ def door(command: str, arguments: list[str] | None = None) -> NoReturn:
     try:
         sys.exit(import_module(f"affect.cli.{command}").main(arguments))
     except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {told(error)}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -23,7 +23,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from affect.cli import add_offline
+from affect.cli import add_offline, told
 from affect.cli.evaluate_expressions import add_arguments
 from affect.data.known_datasets import Task
 from affect.data.tables import read_table
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         lacking = isinstance(error, MissingNamesError) and truth and truth.suffix in TABLES and not split
         hint = "; or name the rows to score with --split" if lacking and "split" in read_table(truth) else ""
-        print(f"error: {error}{hint}", file=sys.stderr)
+        print(f"error: {told(error)}{hint}", file=sys.stderr)
         return 2
     return 1 if report.content.get("failures") else 0
 

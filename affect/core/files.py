@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -20,6 +21,21 @@ except ImportError:  # not on Windows, where nothing is locked
     fcntl = None
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk without room."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of a full disk name the file that is written, as the system does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file without a name; flush it to disk and name it `path` when the block ends well.
@@ -31,7 +47,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".unfinished-{secrets.token_hex(8)}")  # nobody can foresee it and plant a link there
     descriptor, named = _create(temporary)
     try:
-        with os.fdopen(descriptor, "wb") as handle:
+        with naming(path), os.fdopen(descriptor, "wb") as handle:
             yield handle
             handle.flush()
             os.fsync(descriptor)

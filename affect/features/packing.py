@@ -147,7 +147,10 @@ def _alone(root: Path) -> Iterator[lmdb.Environment]:
                 with suppress(OSError):  # it is not empty
                     folder.rmdir()
         except lmdb.Error as error:
-            raise FeatureError(f"{data}: cannot be read or written ({error})") from None
+            raise FeatureError(
+                f"{data}: cannot be read or written ({error}); if the disk is full, make room and give the same "
+                "command again, else bring the packed features back from a copy"
+            ) from None
 
 
 def _list_files(root: Path, folders: Collection[str]) -> list[tuple[str, str]]:

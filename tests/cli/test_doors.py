@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from affect.cli import COMMANDS, door, main
+from affect.answer.files import Answer, write_answers
+from affect.cli import COMMANDS, door, evaluate, main, pack
+from affect.core.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ["train.py", "inference.py", "tools/extract_features.py", "tools/verify_au_pipeline.py", "tools/evaluate.py"]
@@ -58,3 +61,21 @@ def test_an_unknown_command_is_one_line():
 def test_what_users_can_mend_is_one_line_and_no_traceback(tmp_path):
     with pytest.raises(SystemExit, match=r"^error: .*none\.yaml"):
         door("train", ["--cfg-path", str(tmp_path / "none.yaml")])
+
+
+def test_a_full_disk_is_told_with_the_file_and_what_to_do(tmp_path, monkeypatch, capsys):
+    def answer(_):
+        write_answers(Path("/dev/full"), [Answer("a", "toy", "What?", "Joy.", [], [])])
+
+    def write(_):
+        with atomic_write(tmp_path / "x.npy"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    advice = r"cannot be written \(No space left on device\); make room and give the same command again"
+    for work, file in ((answer, "/dev/full"), (write, "x.npy")):
+        monkeypatch.setattr(pack, "main", work)
+        with pytest.raises(SystemExit, match=rf"^error: .*{file}: {advice}$"):
+            door("pack")
+    monkeypatch.setattr(evaluate, "_require_own_files", write)
+    assert evaluate.main(["grounding", "--pred", "x"]) == 2
+    assert f"error: {tmp_path}/x.npy: cannot be written" in capsys.readouterr().err

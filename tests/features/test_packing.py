@@ -97,16 +97,23 @@ def test_a_kill_at_any_step_loses_nothing_and_the_next_run_ends_well(store, tmp_
     assert step > 10
 
 
-def test_a_full_disk_leaves_the_pack_as_it_was(store, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "No space left"),
+        (lmdb.Error("mdb_txn_commit: Input/output error"), r"data\.mdb: cannot be .*; if the disk is full, make room"),
+    ],
+)
+def test_a_full_disk_leaves_the_pack_as_it_was(store, monkeypatch, error, message):
     pack(store.root, delete=True)
     before = files(store.root)
     store.write(FRAME, "new", rows(FRAME, 1), {"weights": "1"})
 
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(packing, "write_head", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(type(error) if isinstance(error, OSError) else FeatureError, match=message):
         pack(store.root, delete=True)
     assert files(store.root).keys() - before.keys() == {f"{FRAME.folder}/new.npy"}
     assert store.has(FRAME, "new")
