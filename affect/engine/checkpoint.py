@@ -1,7 +1,7 @@
 """Checkpoints: a folder with the task's weights, the optimizer and where the run is, in plain JSON.
 
 {run}/checkpoint_{epoch:06d}_loss_{mean loss:.3f}/                        after an epoch
-{run}/checkpoint_{epoch:06d}_step_{step:09d}_loss_{mean loss:.3f}/       within the next one (save_every, SIGTERM, Ctrl-C)
+{run}/checkpoint_{epoch:06d}_step_{step:09d}_loss_{mean loss:.3f}/       within the next one (save_every, or a stop)
     …                    the task's own files, e.g. fusion.safetensors and adapter/
     optimizer.pt         tensors only, read with weights_only
     trained.safetensors  with a moving average, which the task's files then hold: the weights themselves
