@@ -76,7 +76,7 @@ def extract(
     report, settings, describe = RunReport(len(names)), session.settings, session.describe
     clock = report.seconds
     warned: set[str] = set()
-    for stream in settings.features:  # before a clip is looked at: it may lack nothing, and none fails for want of weights
+    for stream in settings.features:  # before any clip: it may lack nothing, and none fails for want of weights
         session.store.check(session.specs[stream], session.provenance(stream))
     try:
         with Progress(disable=len(names) < 20 or not settings.progress) as progress, ClipWriter(session) as writer:
