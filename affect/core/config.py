@@ -222,11 +222,13 @@ def parse(kind: type[Kind], content: Mapping[str, Any], where: str, options: Seq
     with reading(where, "settings", kind=ConfigError):
         content = copy.deepcopy(dict(content))
         task = kind.model_fields["task"].default if "task" in kind.model_fields else None
-        given = [apply_option(kind, content, option) for option in options]
-        for number, key in enumerate(given):
-            if (first := given.index(key)) < number:
-                both = f"{options[first]} and {options[number]}"
-                raise ConfigError(f"--options: found both {both}, expected one; they are the same setting")
+        given: dict[str, str] = {}
+        for option in options:
+            key, spelled = apply_option(kind, content, option), option.partition("=")[0]
+            if (first := given.setdefault(key, spelled)) != spelled:
+                raise ConfigError(
+                    f"--options: found both {first} and {spelled}, expected one; they are the same setting"
+                )
         if "task" in content and task:
             if task_name(content, where) != task:
                 raise ConfigError(f"{where}: task: expected {task}, found {content['task']!r}")
@@ -241,7 +243,7 @@ def parse(kind: type[Kind], content: Mapping[str, Any], where: str, options: Seq
         return config
 
 
-def apply_option(kind: type[Section], content: dict[str, Any], option: str) -> list[str]:
+def apply_option(kind: type[Section], content: dict[str, Any], option: str) -> str:
     """Set one `section.key=value` in a mapping, the value read as YAML, in place of every spelling of the key.
 
     Return the key's own name, after those of its sections.
@@ -268,7 +270,7 @@ def apply_option(kind: type[Section], content: dict[str, Any], option: str) -> l
         del target[spelled]
     with reading(f"--options {option}", "a YAML value", "quote it", ConfigError):
         target[last] = parse_yaml(value, f"--options {option}")
-    return [*keys, _key(holder, last)]
+    return ".".join([*keys, _key(holder, last)])
 
 
 def save_yaml(content: Mapping[str, Any], path: Path) -> None:

@@ -62,8 +62,9 @@ def test_wrong_options_are_refused(option, message):
         parse(Whole, {"task": "affectgpt"}, "x.yaml", [option])
 
 
-def test_two_options_of_one_setting_are_refused():
-    with pytest.raises(ConfigError, match=r"found both run.max_epoch=2 and run_cfg.epochs=3, expected one"):
+def test_options_that_spell_one_setting_in_two_ways_are_refused():
+    assert parse(Whole, {}, "x.yaml", ["run.seed=1", "run.seed=2"]).run.seed == 2
+    with pytest.raises(ConfigError, match=r"found both run.max_epoch and run_cfg.epochs, expected one"):
         parse(Whole, {}, "x.yaml", ["run.max_epoch=2", "run.seed=1", "run_cfg.epochs=3"])
 
 
