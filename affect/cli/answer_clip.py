@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags that belong to one clip; what they leave open is as the configuration's data set has it."""
     group = parser.add_argument_group("one clip", "what is not given is read from the clip and the configuration")
     add = group.add_argument
-    add("--video", type=Path, help="answer for this clip instead of a data set")
+    add("--video", type=Path, nargs="+", metavar="PATH", help="answer for this one clip instead of a data set")
     add("--audio", type=Path, help="its sound; default: that of the video")
     add("--subtitle", default="", help="the words spoken in it")
     add("--nonverbal_text", help="what its face shows, in words, for a model that reads them (use_nonverbal_text)")
@@ -38,8 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End the program with one line where a flag of one clip is given without --video, or needs what is absent."""
+    """End the program with one line where a flag of one clip is given without --video, or needs what is absent.
+
+    Raises ValueError where --video is not one clip, or a file is not there.
+    """
     if args.video:
+        args.video, *more = args.video
+        if more or args.video.is_dir():
+            found = f"{1 + len(more)} paths" if more else f"the folder {args.video}"
+            raise ValueError(
+                f"--video: expected one clip, found {found}; make a table with a column `name` and give it as csv_path "
+                "of a data set, or call once for each clip"
+            )
+        for path in filter(None, (args.video, args.audio, args.openface_csv)):
+            if not path.is_file():
+                raise ValueError(f"{path}: no such file; check the path")
         check_installed(args)
         return
     names = ["audio", "subtitle", "nonverbal_text", "openface_csv", *_OWN, *_OR_SECTION]

@@ -45,7 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
     content = read_yaml(args.cfg_path)
     task = task_name(content, args.cfg_path)
     settings, start = START[task]
+    from affect.data.manifest import require_table
+
     config = parse(resolve_name(settings), content, args.cfg_path, args.options)
+    for name, section in getattr(config, "datasets", {}).items():
+        require_table(name, section)
     if os.environ.get("RANK", "0") == "0":
         print(f"{args.cfg_path}: training of {task} on {config.run.device}; loading libraries", flush=True)
     from affect.core.device import keep_freed_memory, pick_device

@@ -219,18 +219,16 @@ def parse(kind: type[Kind], content: Mapping[str, Any], where: str, options: Seq
 
     `where` names the file in errors. Raises ConfigError with every fault at once: key, what was found and expected.
     """
+    content = copy.deepcopy(dict(content))
+    given: dict[str, str] = {}
+    for option in options:
+        key, spelled = apply_option(kind, content, option), option.partition("=")[0]
+        if (first := given.setdefault(key, spelled)) != spelled:
+            raise ConfigError(f"--options: found both {first} and {spelled}, expected one; they are the same setting")
     with reading(where, "settings", kind=ConfigError):
-        content = copy.deepcopy(dict(content))
         task = kind.model_fields["task"].default if "task" in kind.model_fields else None
-        given: dict[str, str] = {}
-        for option in options:
-            key, spelled = apply_option(kind, content, option), option.partition("=")[0]
-            if (first := given.setdefault(key, spelled)) != spelled:
-                raise ConfigError(
-                    f"--options: found both {first} and {spelled}, expected one; they are the same setting"
-                )
         if "task" in content and task:
-            if task_name(content, where) != task:
+            if content["task"] != task and task_name(content, where) != task:
                 raise ConfigError(f"{where}: task: expected {task}, found {content['task']!r}")
             content["task"] = task
         settled, faults = _settled(kind, content, where)

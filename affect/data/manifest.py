@@ -108,7 +108,14 @@ def _check_label_files(dataset: str, config: DatasetConfig, known: KnownDataset 
         )
 
 
+def require_table(dataset: str, config: DatasetConfig) -> None:
+    """Raise ValueError where csv_path names no file."""
+    if config.csv_path is not None and not Path(config.csv_path).is_file():
+        raise ValueError(f"datasets.{dataset}.csv_path: no such file: {config.csv_path}; name a table of clips")
+
+
 def _read_table_of_clips(dataset: str, config: DatasetConfig, split: str | None) -> Manifest:
+    require_table(dataset, config)
     path = config.csv_path
     advice = f"name the one with the clips' names in datasets.{dataset}.csv_column"
     table = read_table(path, config.csv_column, advice=advice)

@@ -45,14 +45,14 @@ def train(config: Any, cfg_path: str | Path, open_task: OpenTask) -> bool:
     with ExitStack() as stack:
         # the folder's name holds the time, so one process names it for all
         folder, checkpoint, reason = agreed(lambda: choose_folder(config, Path(cfg_path).stem))
-        if reason:
+        if checkpoint and reason:
             logger.info("%s: %s; for a new run use another run.output_dir", checkpoint, reason)
             return True
         agreed(lambda: stack.enter_context(locked(folder)))
         task = open_task(accelerator, folder, checkpoint)
         if main:
             save_yaml(config.model_dump(mode="json"), folder / "config.yaml")
-            logger.info("run folder: %s", folder)
+            logger.info("%s%srun folder: %s", reason, reason and "; ", folder)
         return run_task(task, config, folder, checkpoint, accelerator).finished
 
 

@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 def choose_folder(config: Any, name: str) -> tuple[Path, Path | None, str]:
-    """Return the folder of a run, the checkpoint that it goes on from, if any, and why it is over if it is.
+    """Return the folder of a run, the checkpoint that it goes on from, if any, and why it is over or begins anew.
 
     The folder is `output_dir`, or output/{name}/{name}_{YYYYmmddHHMM}. Without `output_dir` the newest unfinished run
     there with the same configuration goes on; a finished or different one is left alone. Raises ValueError when
     `output_dir` holds a run of another configuration, or one that can no longer be gone on from.
     """
-    folder = Path(config.run.output_dir) if config.run.output_dir else _named(config, name)
+    folder, anew = (Path(config.run.output_dir), "") if config.run.output_dir else _named(config, name)
     last = (list_checkpoints(folder) or [None])[-1]
     if other := _other_run(config, folder, last):
         if not config.run.overwrite_output_dir:
@@ -40,7 +40,7 @@ def choose_folder(config: Any, name: str) -> tuple[Path, Path | None, str]:
     asked = _asked(Path(config.run.resume_ckpt_path)) if config.run.resume_ckpt_path else None
     if asked and (last is None or read_state(last).step < read_state(asked).step):
         return folder, asked, ""
-    reason = _over(config, last) if last else ""
+    reason = _over(config, last) if last else anew
     for key, (before, now) in _changes(config, last).items() if last and not reason else ():
         if _run_key(key) in config.run.passing:
             logger.info("%s goes on with %s %s, before %s", folder, key, now, before)
@@ -55,22 +55,21 @@ def _asked(path: Path) -> Path:
     return find_checkpoint(path)
 
 
-def _named(config: Any, name: str) -> Path:
+def _named(config: Any, name: str) -> tuple[Path, str]:
     root, others = Path("output") / name, []
     for folder in sorted(root.glob(f"{name}_*"), reverse=True):
         last = (list_checkpoints(folder) or [None])[-1]
         if last and not _over(config, last):
             if not (differing := differing_keys(config, last)):
-                return folder
+                return folder, ""
             others.append((folder, ", ".join(differing)))
-    if others:
-        logger.info("%s has other settings (%s), so a new run begins", *others[0])
+    anew = "{} has other settings ({}), so a new run begins".format(*others[0]) if others else ""
     folder = new = root / f"{name}_{datetime.now():%Y%m%d%H%M}"
     number = 1
     while new.exists():  # two runs of one minute
         number += 1
         new = folder.with_name(f"{folder.name}_{number}")
-    return new
+    return new, anew
 
 
 def _other_run(config: Any, folder: Path, last: Path | None) -> str:

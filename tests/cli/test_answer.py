@@ -324,10 +324,25 @@ def test_one_clip_is_told_of_or_measured_and_described(trained_in_words, tmp_pat
 
 def test_words_for_a_model_that_reads_none_are_refused(trained, capsys):
     with pytest.raises(ValueError, match="--nonverbal_text: expected a layout with action units as text"):
-        answer_with(trained, "a.mp4", "--nonverbal_text", "The chin is raised.")
+        answer_with(trained, __file__, "--nonverbal_text", "The chin is raised.")
     with pytest.raises(SystemExit):
         inference.main(["--cfg-path", str(trained), "--nonverbal_text", "x"])
     assert "--nonverbal_text is of one clip: give --video with it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (["none.mp4"], "none.mp4: no such file"),
+        ([__file__, __file__], "found 2 paths; make a table with a column `name`"),
+        (["."], "found the folder .; make a table with a column `name`"),
+        ([__file__, "--openface_csv", "none.csv"], "none.csv: no such file"),
+    ],
+)
+def test_what_is_no_single_clip_is_told_before_anything_is_loaded(monkeypatch, paths, said):
+    monkeypatch.setattr("affect.data.config.load_config", None)
+    with pytest.raises(ValueError, match=said):
+        inference.main(["--cfg-path", "eval_configs/demo.yaml", "--video", *paths])
 
 
 def test_a_file_that_is_no_video_is_named(trained_on_embedded, tmp_path):

@@ -49,7 +49,7 @@ def test_options_are_set_at_any_depth_over_every_spelling():
 def test_an_option_without_a_section_goes_to_the_one_that_knows_it():
     config = parse(Whole, {}, "x.yaml", ["size=2", "lr=0.5", "no_amp=True"])
     assert (config.model.width, config.run.init_lr, config.run.amp) == (2.0, 0.5, False)
-    with pytest.raises(ConfigError, match=r"--options widht=1: unknown key; did you mean width\?"):
+    with pytest.raises(ConfigError, match=r"^--options widht=1: unknown key; did you mean width\?"):
         parse(Whole, {}, "x.yaml", ["widht=1"])
 
 
@@ -58,7 +58,7 @@ def test_an_option_without_a_section_goes_to_the_one_that_knows_it():
     [("a", "expected key=value"), ("=1", "expected key=value"), ("task.b=1", "task is no section")],
 )
 def test_wrong_options_are_refused(option, message):
-    with pytest.raises(ConfigError, match=f"--options {option}: {message}"):
+    with pytest.raises(ConfigError, match=f"^--options {option}: {message}"):
         parse(Whole, {"task": "affectgpt"}, "x.yaml", [option])
 
 

@@ -77,6 +77,11 @@ def test_a_data_set_without_a_table_names_the_key():
         read_clips("toy", DatasetConfig())
 
 
+def test_a_table_that_is_not_there_is_told_by_its_key():
+    with pytest.raises(ValueError, match=r"^datasets\.mine\.csv_path: no such file: nix\.csv"):
+        read_clips("mine", DatasetConfig(csv_path="nix.csv"))
+
+
 @pytest.mark.parametrize("commas", [",", ",,,"])
 def test_commas_at_the_end_of_rows_shift_no_column(tmp_path, commas):
     config = table(tmp_path, f"name,subtitle\n007,hello{commas}\nb,{commas}\n")

@@ -7,6 +7,7 @@ import pytest
 from affect.core.config import RunSettings, save_yaml
 from affect.data.config import Config, DatasetConfig
 from affect.engine.checkpoint import find_checkpoint, list_checkpoints, read_state
+from affect.engine.loop import train
 from affect.engine.run_folder import differing_keys
 from affect.expressions.config import FerConfig
 from affect.tasks.au_agent_config import AgentConfig
@@ -61,6 +62,11 @@ def test_a_setting_that_changes_the_mathematics_begins_a_new_folder_and_is_named
 
     (first,) = toy(max_epoch=1)
     assert toy(max_epoch=2) == [first]
+    broken = toy_run(tmp_path, seed=1)
+    broken.run.output_dir = None
+    with pytest.raises(ZeroDivisionError):
+        train(broken, "toy.yaml", lambda *_: 1 / 0)
+    assert "a new run begins" not in caplog.text
     assert toy(max_epoch=3, seed=1)[0] == first
     assert f"{first} has other settings (run.seed), so a new run begins" in caplog.text
     assert len(toy(max_epoch=1, seed=1)) == 3  # shorter than what is there: a run of its own
