@@ -29,6 +29,9 @@ from affect.data.known_datasets import Task
 from affect.data.tables import read_table
 from affect.evaluate.errors import MissingNamesError
 
+OF_ANSWERS = "affect.cli.evaluate_answers"
+"""The module of the reports on answers, imported when one is asked for."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one sub-command and return the exit code."""
@@ -68,9 +71,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(
-        name: str, make_report: str, what: str, module: str = "affect.cli.evaluate_answers"
-    ) -> argparse.ArgumentParser:
+    def command(name: str, make_report: str, what: str, module: str = OF_ANSWERS) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=what, description=what)
         sub.set_defaults(module=module, make_report=make_report)
         sub.add_argument("--out", type=Path, help="JSON file for the scores (default: the standard output)")
