@@ -87,7 +87,9 @@ def load_causal_lm(
     model.generation_config.update(eos_token_id=stops or None, pad_token_id=stops[0] if stops else None)
     if adapter_source:
         with one_sentence(f"{role}, adapter", adapter_source):
-            require_within("adapter_rank", adapter_rank(adapter_source), adapter_source)
+            rank = adapter_rank(adapter_source)
+        require_within("adapter_rank", rank, adapter_source)
+        with one_sentence(f"{role}, adapter", adapter_source):
             model = PeftModel.from_pretrained(model, adapter_source)
     return model
 
