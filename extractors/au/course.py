@@ -19,13 +19,14 @@ COLUMNS = tuple((part, unit) for part in PARTS for unit in INTENSITIES) + tuple(
 def course_of(table: pd.DataFrame) -> AuCourse:
     """Return the course of all units of a table in the form of `read_openface`."""
     units = [name for name in (*INTENSITIES, *PRESENCES) if name in table]
+    values, face = table[units].to_numpy(float), table["face"].to_numpy(bool)
     windows = []
     for rows in np.array_split(np.arange(len(table)), min(WINDOWS, len(table)) or 1):
-        values = table.iloc[rows].loc[table["face"], units].to_numpy(float)
-        if len(values):
-            half = len(values) // 2
-            change = values[half:].mean(axis=0) - values[: max(half, 1)].mean(axis=0)
-            parts = zip(PARTS, (values.mean(axis=0), change, values.max(axis=0)), strict=True)
+        seen = values[rows[face[rows]]]
+        if len(seen):
+            half = len(seen) // 2
+            change = seen[half:].mean(axis=0) - seen[: max(half, 1)].mean(axis=0)
+            parts = zip(PARTS, (seen.mean(axis=0), change, seen.max(axis=0)), strict=True)
             numbers = {part: np.round(each, 4).tolist() for part, each in parts}
             windows.append(AuWindow(frames=[int(rows[0]) + 1, int(rows[-1]) + 1], **numbers))
     return AuCourse(units=units, windows=windows)

@@ -169,7 +169,10 @@ def _read_numbers(path: Path) -> pd.DataFrame:
                     f"so the file was cut or damaged; {_HINT}"
                 )
             lines.append(reader.line_num)
-            rows.append([_number(path, reader.line_num, cells[i], header[i]) for i in columns.values()])
+            try:
+                rows.append([float(cells[i]) for i in columns.values()])
+            except ValueError:  # at the cell that is none, or NaN in words of its own
+                rows.append([_number(path, reader.line_num, cells[i], header[i]) for i in columns.values()])
     if not rows:
         raise ValueError(f"{path}: expected one row a frame, found the header alone; {_HINT}")
     return pd.DataFrame(rows, index=lines, columns=list(columns))
