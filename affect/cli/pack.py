@@ -49,9 +49,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--dataset", required=True)
     add("--save_root", type=Path, default="preextracted_features")
     add("--folders", type=_names, default=[], help="feature folders, separated by commas (default: all)")
-    add(
-        "--shard_size", help=argparse.SUPPRESS
-    )  # what is packed is one file; commands that users have may still name it
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--delete", action="store_true", help="remove each file once it was read back from the pack")
     group.add_argument("--unpack", action="store_true", help="turn the pack back into files")

@@ -26,8 +26,8 @@ ENDINGS = ("_au_analysis.json", "_merr_data.json")
 PARTS = ("level", "change", "peak")
 """What an `AuWindow` says of each unit."""
 MAKE_HINT = (
-    "make it with: python tools/extract_features.py --stages au_json,au_text --dataset, --mer-factory-output and "
-    "--video_root, each with your own after it"
+    "make it with: python tools/extract_features.py --stages au_json,au_text --dataset <data set> "
+    "--mer-factory-output <folder of AU JSON> --video_root <folder of your clips> --openface_root <folder of tables>"
 )
 
 

@@ -23,8 +23,8 @@ VARIABLE = "AFFECT_MEDIAPIPE_PYTHON"
 """Environment variable that names the interpreter of the environment that has mediapipe."""
 WANTED = "mediapipe>=0.10.14,<=0.10.21"
 ADVICE = (
-    f"make an environment of its own (python3 -m venv mp && mp/bin/pip install '{WANTED}'; "
-    f"make mediapipe does so) and set {VARIABLE}=$PWD/mp/bin/python"
+    f"make an environment of its own: python3 -m venv .venv-mediapipe && .venv-mediapipe/bin/pip install '{WANTED}' "
+    f"(make mediapipe does so), then export {VARIABLE}=$PWD/.venv-mediapipe/bin/python"
 )
 _WORKER = Path(__file__).with_name("mediapipe_worker.py")
 _VERSION = "import importlib.metadata as m; print(m.version('mediapipe'))"

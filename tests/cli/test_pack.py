@@ -65,7 +65,7 @@ def test_refused_files_are_listed_and_set_the_exit_code(tiny_world, capsys):
 
 def test_files_stay_without_delete_and_that_is_said(tiny_world, capsys):
     before = files(tiny_world)
-    assert call(tiny_world, "--folders", "audio_A_8clips,au_U_8frms", "--shard_size", "1GiB") == 0
+    assert call(tiny_world, "--folders", "audio_A_8clips,au_U_8frms") == 0
     assert "are read first" in capsys.readouterr().out
     assert {path: content for path, content in files(tiny_world).items() if path.parts[0] != "packed"} == before
 
